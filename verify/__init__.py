@@ -1,0 +1,1 @@
+"""Contracts, oracle, subjects, guarded execution, campaign, reduction, findings and the command line."""
