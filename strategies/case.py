@@ -156,9 +156,9 @@ class TensorSpec:
         """Return the spec as JSON data."""
         data: dict[str, Any] = {"dtype": self.dtype, "shape": list(self.shape)}
         if self.rows is not None:
-            data["rows"] = _plain(self.rows)
+            data["rows"] = plain(self.rows)
         else:
-            data["recipe"] = _plain(dict(self.recipe or {}))
+            data["recipe"] = plain(dict(self.recipe or {}))
         if self.strides is not None:
             data["strides"] = list(self.strides)
         if self.offset:
@@ -226,7 +226,7 @@ class Case:
         data: dict[str, Any] = {"moeproof_case": FORMAT, "op": self.op}
         if self.note:
             data["note"] = self.note
-        data["params"] = _plain(dict(self.params))
+        data["params"] = plain(dict(self.params))
         data["tensors"] = {name: spec.to_json() for name, spec in self.tensors.items()}
         return data
 
@@ -308,12 +308,12 @@ def _revived(value: Any) -> Any:
     return _SPECIAL.get(value, value) if isinstance(value, str) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON data for a value: NaN and infinities become strings, whole floats keep their point."""
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value

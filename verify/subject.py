@@ -6,9 +6,11 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,8 @@ class Subject:
         ``"lower_id"``, or ``"any"`` where the library documents that equal scores come in no specified order.
     weights_scaled : str
         ``"flag"``: the scale is applied as the contract says; ``"renormalized"``: only together with `renormalize`.
+    refuses : bool
+        It promises to raise on input outside its domain.
     path : callable, optional
         Names the dispatch path that a case takes, for coverage.
     repro : str
@@ -94,6 +98,7 @@ class Subject:
     batch_invariant: bool = True
     tie_order: str = "lower_id"
     weights_scaled: str = "flag"
+    refuses: bool = False
     path: Callable[[Any], str] | None = None
     repro: str = ""
     source: str = ""
@@ -216,14 +221,12 @@ def find(patterns: Iterable[str]) -> list[Subject]:
     SubjectError
         If a pattern names nothing.
     """
-    from fnmatch import fnmatchcase
-
     chosen: dict[str, Subject] = {}
     for pattern in patterns:
-        head, _, tail = pattern.partition(".py")
-        if head != pattern and (not tail or tail.startswith(":")):
-            loaded = load_file(head + ".py")
-            matches = [s for s in loaded if not tail or s.name == tail[1:]]
+        file = re.fullmatch(r"(.*\.py)(?::(.+))?", pattern)
+        if file is not None:
+            loaded = load_file(file[1])
+            matches = [s for s in loaded if file[2] is None or s.name == file[2]]
         else:
             matches = [
                 s

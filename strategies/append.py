@@ -1,0 +1,98 @@
+"""Cases of `append_shared_experts`, drawn inside a domain."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from . import scores
+from .case import Case, TensorSpec
+from .domain import AppendDomain
+from .draws import Draw, chance, pick
+from .gate import non_padded
+from .ids import IdSpace, ids
+from .layouts import with_layout
+from .presets import Preset, preset_named, presets_in
+from .sizes import Choices, size, token_limit
+
+MAX_ELEMENTS = 1 << 18
+EXPERTS = Choices(range(1, 4097))
+"""Any number of experts will do: it only names the first shared id."""
+
+
+def cases(
+    domain: AppendDomain,
+    *,
+    max_elements: int = MAX_ELEMENTS,
+    presets: bool = True,
+    preset: str | None = None,
+) -> st.SearchStrategy[Case]:
+    """Return a strategy of `append_shared_experts` cases inside a domain.
+
+    Parameters
+    ----------
+    domain : AppendDomain
+        What the subject claims to support; its `extra` is left to the caller.
+    max_elements : int
+        Largest number of output elements, T·(k + S).
+    presets : bool
+        Shapes of real models are drawn some of the time.
+    preset : str, optional
+        Only this model's shape is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the domain holds no case, or not the preset.
+    """
+    for name in ("topk", "shared", "tokens", "shared_forms"):
+        if not len(getattr(domain, name)):
+            raise ValueError(f"domain is empty: {name} allows no value")
+    models = presets_in(domain, "append_shared_experts") if presets or preset is not None else []
+    if preset is not None:
+        models = [m for m in models if m.name == preset_named(preset).name]
+        if not models:
+            raise ValueError(f"preset is {preset!r}, which is outside the domain; allowed: one inside it")
+    sizes = Choices(domain.topk), Choices(domain.shared)
+    return _cases(domain, max_elements, sizes, tuple(models), preset is not None)
+
+
+@st.composite
+def _cases(
+    draw: Draw,
+    domain: AppendDomain,
+    max_elements: int,
+    sizes: tuple[Choices, Choices],
+    models: tuple[Preset, ...],
+    only_models: bool,
+) -> Case:
+    model = pick(draw, models) if models and (only_models or chance(draw, 4)) else None
+    if model is None:
+        experts = EXPERTS.draw(draw, 1, 4096)
+        topk = sizes[0].draw(draw, domain.topk[0], domain.topk[-1])
+        shared = sizes[1].draw(draw, domain.shared[0], domain.shared[-1])
+    else:
+        experts, topk, shared = model.experts, model.topk, model.shared
+    high = token_limit(domain.tokens, topk + shared, max_elements)
+    tokens = size(draw, domain.tokens[0], high, domain.thresholds.get("tokens", ()))
+    weights = scores.logits(draw, tokens, scores.Row(topk))
+    form = pick(draw, domain.shared_forms)
+    shape = {"matrix": (tokens, shared), "vector": (tokens,), "scalar": ()}[form]
+    shared_row = scores.Row(shape[-1] if shape else 1)
+    specs = {
+        "topk_ids": TensorSpec(
+            pick(draw, domain.ids_dtypes), (tokens, topk), recipe=ids(draw, tokens, topk, IdSpace(experts))
+        ),
+        "topk_weights": TensorSpec(pick(draw, domain.weights_dtypes), (tokens, topk), recipe=weights),
+        "shared_weights": TensorSpec(
+            pick(draw, domain.shared_dtypes), shape, recipe=scores.logits(draw, _rows(shape), shared_row)
+        ),
+    }
+    tensors = {name: with_layout(draw, spec, domain.layouts) for name, spec in specs.items()}
+    if domain.padding and chance(draw, 4):
+        tensors["num_token_non_padded"] = non_padded(draw, tokens)
+    params = {"num_experts": experts, "num_fused_shared_experts": shared}
+    return Case("append_shared_experts", params, tensors)
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == 2 else 1

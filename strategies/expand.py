@@ -1,0 +1,353 @@
+"""Turning recipes into tensors: the same bits on the CPU, on CUDA and with every version of torch.
+
+Elements get an index into a small table made on the host, from integer arithmetic alone. On the device floats
+are only multiplied, added and converted: all exactly rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import rng
+from .patterns import (
+    FLAT,
+    NO_JITTER,
+    PERMUTED,
+    RANDOM,
+    Context,
+    Template,
+    clamp_finite,
+    id_template,
+    score_template,
+    table_width,
+)
+from .recipe import check_recipe
+
+__all__ = ["check_recipe", "expand", "rows_of"]
+
+CHUNK, CPU_CHUNK = 1 << 23, 1 << 16
+"""Elements made at a time: temporaries take about 40 bytes an element, and stay in cache on the CPU."""
+_SOME = (1 << rng.BITS) // 8
+_ALL = 1 << rng.BITS
+# Columns of the table of integers, one row a block.
+_MODE, _SIZE, _UNIT, _SCATTER, _BELL, _MUL, _DIV, _MOD, _EVERY, _CHANCE, _ONE, _QUANTISED, _OFFSET = range(13)
+
+
+def expand(
+    recipe: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    """Return the contents that a recipe describes.
+
+    Parameters
+    ----------
+    recipe : mapping
+        A recipe that `check_recipe` accepts.
+    shape : tuple of int
+        Up to two sizes. A 1-d tensor has the contents of a single row, a 0-d one those of a row of one.
+    dtype : torch.dtype
+        A floating-point dtype for ``scores``; any for the other kinds, which hold integers.
+    device : torch.device or str
+        Where the tensor is made.
+
+    Returns
+    -------
+    torch.Tensor
+        Contiguous.
+
+    Raises
+    ------
+    ValueError
+        If a ``scores`` recipe is asked for integers.
+    """
+    rows, columns = _two_sizes(shape)
+    out = torch.empty((rows, columns), dtype=dtype, device=device)
+    if out.numel():
+        plan = _plan(recipe, rows, columns, dtype, torch.device(device))
+        chunk = CPU_CHUNK if out.device.type == "cpu" else CHUNK
+        for row in range(0, rows, step := max(1, chunk // columns)):
+            for column in range(0, columns, chunk):
+                row_ids = torch.arange(row, min(row + step, rows), device=device)
+                column_ids = torch.arange(column, min(column + chunk, columns), device=device)
+                part = plan.make(row_ids, column_ids)
+                if part.shape == out.shape:
+                    out = part
+                else:
+                    out[row : row + step, column : column + chunk] = part
+        for row, column, value in _last_edits(recipe, rows, columns):
+            out[row, column] = _rounded(value, dtype)
+    return out.reshape(shape)
+
+
+def rows_of(
+    recipe: Mapping[str, Any],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    row_indices: torch.Tensor | list[int],
+) -> torch.Tensor:
+    """Return some rows of what `expand` gives for `shape`, bit for bit, without making the others.
+
+    Parameters
+    ----------
+    recipe, shape, dtype, device
+        As for `expand`; `shape` is that of the whole tensor.
+    row_indices : torch.Tensor or list of int
+        Rows of a 2-d tensor, elements of a 1-d one.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``[len(row_indices), *shape[1:]]``.
+    """
+    if not shape:
+        raise ValueError(f"shape is {shape}; allowed: one or two sizes, as rows are asked for")
+    rows, columns = _two_sizes(shape)
+    chosen = torch.as_tensor(row_indices, dtype=torch.int64, device=device)
+    if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= shape[0]):
+        raise ValueError(f"row_indices are {chosen.tolist()!r:.80}; allowed: 0 to {shape[0] - 1}")
+    if not chosen.numel() or not math.prod(shape):
+        return torch.empty((chosen.numel(), *shape[1:]), dtype=dtype, device=device)
+    plan = _plan(recipe, rows, columns, dtype, torch.device(device))
+    flat = len(shape) == 1
+    row_ids = torch.zeros(1, dtype=torch.int64, device=device) if flat else chosen
+    column_ids = chosen if flat else torch.arange(columns, device=device)
+    out = plan.make(row_ids, column_ids)
+    for row, column, value in _last_edits(recipe, rows, columns):
+        here = (row_ids == row).unsqueeze(1) & (column_ids == column).unsqueeze(0)
+        out.masked_fill_(here, _rounded(value, dtype))
+    return out.reshape(-1, *shape[1:])
+
+
+@dataclass
+class _Plan:
+    """A recipe made ready for one shape, dtype and device."""
+
+    seed: int
+    blocks: int
+    width: int
+    columns: int
+    dtype: torch.dtype
+    modes: frozenset[int]
+    scatter: bool
+    bell: bool
+    quantised: bool
+    special: bool
+    one: bool
+    plain: bool
+    ints: torch.Tensor
+    table: torch.Tensor
+    jitter: torch.Tensor | None
+    specials: torch.Tensor
+    multipliers: torch.Tensor
+
+    def make(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Return the elements at `rows` × `columns` (int64, 1-d both), edits left out."""
+        block = rows % self.blocks
+        params = self.ints[block]
+
+        def param(i: int) -> torch.Tensor:
+            return params[:, i : i + 1]
+
+        random = RANDOM in self.modes and not self.plain
+        needs_bits = random or self.jitter is not None or self.special
+        bits = rng.element_bits(self.seed, rows, columns) if needs_bits else None
+        shape = (rows.numel(), columns.numel())
+        index = params[:, _OFFSET]
+        if not self.plain:
+            index = (self._index(rows, columns, param, bits) + param(_OFFSET)).expand(shape).reshape(-1)
+            values = self.table.index_select(0, index).view(shape)
+        else:
+            values = self.table.index_select(0, index).unsqueeze(1).expand(shape)
+        if self.jitter is not None and bits is not None:
+            scale = self.jitter.index_select(0, index)
+            scale = scale.unsqueeze(1) if self.plain else scale.view(shape)
+            values = self._jitter_bits(bits, param(_BELL)).mul_(scale).add_(values)
+        if self.quantised:
+            coarse = values.bfloat16().float()
+            values = torch.where(param(_QUANTISED).bool(), coarse, values)
+        if self.special and bits is not None:
+            values = self._with_specials(values, rows, columns, block, param, bits)
+        return values.to(self.dtype)
+
+    def _index(
+        self, rows: torch.Tensor, columns: torch.Tensor, param: Any, bits: torch.Tensor | None
+    ) -> torch.Tensor:
+        found: dict[int, torch.Tensor] = {}
+        if RANDOM in self.modes and bits is not None:
+            chosen = rng.draw(bits, rng.CLASS)
+            found[RANDOM] = chosen.mul_(param(_SIZE)).bitwise_right_shift_(rng.BITS)
+        if PERMUTED in self.modes:
+            affine = rng.permutations(columns, self.width, self.multipliers)
+            bits_of_row = rng.row_bits(self.seed, rows)
+            found[PERMUTED] = rng.permute(
+                affine, self.width, bits_of_row, param(_UNIT), param(_SCATTER), self.scatter
+            )
+        if FLAT in self.modes:
+            place = (
+                torch.div(rows, self.blocks, rounding_mode="floor").mul_(self.columns).unsqueeze(1) + columns
+            )
+            scaled = torch.div(place * param(_MUL), param(_DIV), rounding_mode="floor")
+            found[FLAT] = scaled % param(_MOD)
+        index = found.popitem()[1]
+        for mode, other in found.items():
+            index = torch.where(param(_MODE) == mode, other, index)
+        return index
+
+    def _jitter_bits(self, bits: torch.Tensor, bell: torch.Tensor) -> torch.Tensor:
+        """Return one uniform draw, or the sum of three where `bell`, as float32 (exact: below 2^24)."""
+        ones = (1 << rng.BITS) - 1
+        z = (bits >> 64 - rng.BITS).bitwise_and_(ones)
+        if self.bell:
+            mask = bell * ones
+            z.add_((bits >> 64 - 2 * rng.BITS).bitwise_and_(mask))
+            z.add_((bits >> 64 - 3 * rng.BITS).bitwise_and_(mask))
+        return z.to(torch.float32)
+
+    def _with_specials(
+        self,
+        values: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        block: torch.Tensor,
+        param: Any,
+        bits: torch.Tensor,
+    ) -> torch.Tensor:
+        local = torch.div(rows, self.blocks, rounding_mode="floor").unsqueeze(1)
+        chosen_row = local % param(_EVERY) == 0
+        here = rng.draw(bits, rng.SPECIAL) < param(_CHANCE) * chosen_row
+        if self.one:
+            target = rng.row_bits(self.seed + 2, rows) % self.columns
+            here |= (columns == target) & chosen_row & param(_ONE).bool()
+        return torch.where(here, self.specials[block].unsqueeze(1), values)
+
+
+def _plan(
+    recipe: Mapping[str, Any], rows: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> _Plan | _Listed:
+    kind = recipe["kind"]
+    if kind in ("permutation", "slice"):
+        return _Listed(_listed(recipe, rows * columns), columns, dtype, device)
+    floats = kind == "scores"
+    if floats and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; allowed for a 'scores' recipe: a floating-point dtype")
+    blocks, seed = recipe["blocks"], recipe["seed"]
+    width = table_width(columns) if floats else recipe["num_experts"]
+    templates = []
+    for i, block in enumerate(blocks):
+        context = Context(width, dtype, rng.mix(seed * 16 + i) >> 1)
+        if floats:
+            templates.append(score_template(block, context))
+        else:
+            elements = len(range(i, rows, len(blocks))) * columns
+            templates.append(id_template(block, context, recipe["num_experts"], elements))
+    return _assemble(recipe, templates, width, columns, dtype, device)
+
+
+def _assemble(
+    recipe: Mapping[str, Any],
+    templates: list[Template],
+    width: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> _Plan:
+    blocks, floats = recipe["blocks"], recipe["kind"] == "scores"
+    ints = np.zeros((len(blocks), 13), dtype=np.int64)
+    offset = 0
+    for row, block, t in zip(ints, blocks, templates, strict=True):
+        row[:9] = (t.mode, len(t.values), t.unit, t.scatter, t.bell, *t.flat, block.get("every", 1))
+        where = block.get("where") if "special" in block else None
+        row[9:] = ({"some": _SOME, "all": _ALL}.get(where or "", 0), where == "one", t.quantised, offset)
+        offset += len(t.values)
+    table = np.concatenate([t.values for t in templates])
+    specials = np.array(
+        [block.get("special", 0) for block in blocks], dtype=np.float64 if floats else np.int64
+    )
+    jitter = np.empty(0, dtype=np.float32)
+    if floats:
+        table = clamp_finite(table, dtype).astype(np.float32)
+        specials = clamp_finite(specials, dtype).astype(np.float32)
+        if any(t.jitter is not None for t in templates):
+            quiet = [np.full(len(t.values), NO_JITTER) if t.jitter is None else t.jitter for t in templates]
+            jitter = np.concatenate(quiet).astype(np.float32)
+    scatter = any(t.scatter for t in templates)
+    multipliers = np.array(rng.coprimes(width, recipe["seed"]) if scatter else [1], dtype=np.int64)
+    parts = _upload([ints, multipliers, table, specials, jitter], device)
+    return _Plan(
+        seed=rng.mix(recipe["seed"]),
+        blocks=len(blocks),
+        width=width,
+        columns=columns,
+        dtype=dtype,
+        modes=frozenset(t.mode for t in templates),
+        scatter=scatter,
+        bell=any(t.bell for t in templates),
+        quantised=any(t.quantised for t in templates),
+        special=any("special" in block for block in blocks),
+        one=any("special" in block and block["where"] == "one" for block in blocks),
+        plain=all(len(t.values) == 1 for t in templates),
+        ints=parts[0].view(ints.shape),
+        multipliers=parts[1],
+        table=parts[2],
+        specials=parts[3],
+        jitter=parts[4] if jitter.size else None,
+    )
+
+
+def _upload(arrays: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Bring arrays of int64 or float32 to the device as flat tensors, with a single copy."""
+    words = [np.frombuffer(a.tobytes() + b"\0" * (-a.nbytes % 8), dtype=np.int64) for a in arrays]
+    packed = torch.from_numpy(np.concatenate(words)).to(device).split([len(w) for w in words])
+    floats = {np.dtype(np.float32): torch.float32}
+    return [p.view(floats.get(a.dtype, torch.int64))[: a.size] for p, a in zip(packed, arrays, strict=True)]
+
+
+@dataclass
+class _Listed:
+    """A recipe whose elements are listed on the host."""
+
+    values: np.ndarray
+    columns: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def make(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Return the elements at `rows` × `columns`."""
+        table = torch.from_numpy(self.values).to(self.device)
+        place = rows.unsqueeze(1) * self.columns + columns
+        return table[place.clamp_(max=len(table) - 1)].to(self.dtype)
+
+
+def _listed(recipe: Mapping[str, Any], count: int) -> np.ndarray:
+    """Return the entries of a ``permutation`` or ``slice`` recipe."""
+    if recipe["kind"] == "permutation":
+        values = rng.host_permutation(recipe["seed"], recipe["size"])
+        lost = rng.host_bits(recipe["seed"] + 1, recipe["size"]) % np.uint64(256) < np.uint64(
+            recipe["minus_one"]
+        )
+        return np.where(lost, -1, values)
+    start, size = recipe["start"], recipe["count"]
+    places = np.arange(max(1, min(count, start + size + 1)), dtype=np.int64) - start
+    return np.where((places >= 0) & (places < size), places, -1)
+
+
+def _two_sizes(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0] if shape else 1)
+
+
+def _last_edits(recipe: Mapping[str, Any], rows: int, columns: int) -> list[tuple[int, int, float]]:
+    """Return the edits that lie inside the tensor, the last one of each element."""
+    edits = {(r, c): v for r, c, v in recipe.get("edits", ()) if r < rows and c < columns}
+    return [(r, c, v) for (r, c), v in edits.items()]
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    if not dtype.is_floating_point:
+        return value
+    return float(np.float32(clamp_finite(np.array(float(value)), dtype)))

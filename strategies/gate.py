@@ -1,0 +1,191 @@
+"""Cases of `fused_gate`, drawn inside a domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from . import scores
+from .case import Case, TensorSpec
+from .domain import GateDomain
+from .draws import Draw, chance, integer, pick, seed
+from .layouts import with_layout
+from .presets import Preset, Shape, model_shapes, preset_named, presets_in
+from .recipe import MAX_EXPERTS
+from .sizes import Choices, size, token_limit
+
+MAX_ELEMENTS = 1 << 18
+SCALES = (1.0, 2.5, 2.827, 0.5, 1.0 / 3.0, 16.0)
+
+
+def cases(
+    domain: GateDomain,
+    *,
+    max_elements: int = MAX_ELEMENTS,
+    presets: bool = True,
+    preset: str | None = None,
+) -> st.SearchStrategy[Case]:
+    """Return a strategy of `fused_gate` cases inside a domain.
+
+    Parameters
+    ----------
+    domain : GateDomain
+        What the subject claims to support; its `extra` is left to the caller.
+    max_elements : int
+        Largest number of logits, T·E, as far as the domain's smallest T and E allow.
+    presets : bool
+        Shapes of real models are drawn some of the time.
+    preset : str, optional
+        Only this model's shape is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the domain holds no case, or not the preset.
+    """
+    space = Space(domain, max_elements)
+    models = presets_in(domain, "fused_gate") if presets else []
+    if preset is not None:
+        models = [m for m in presets_in(domain, "fused_gate") if m.name == preset_named(preset).name]
+        if not models:
+            raise ValueError(f"preset is {preset!r}, which is outside the domain; allowed: one inside it")
+    return _cases(space, tuple(models), preset is not None)
+
+
+class Space:
+    """The shapes that a domain allows, found once.
+
+    Parameters
+    ----------
+    domain : GateDomain
+        The domain.
+    max_elements : int
+        Largest T·E.
+    """
+
+    def __init__(self, domain: GateDomain, max_elements: int) -> None:
+        self.domain = domain
+        self.max_elements = max_elements
+        if not len(domain.topk) or not len(domain.shared) or not len(domain.tokens):
+            raise ValueError("domain is empty: topk, shared or tokens allow no value")
+        self.topk = Choices(domain.topk, domain.thresholds.get("topk", ()))
+        # Fewest routed places that any allowed k and S leave.
+        self.least_routed = min(
+            (k - s for s in domain.shared for k in domain.topk if k > s), default=MAX_EXPERTS
+        )
+        experts = [e for e in domain.experts if e <= max_elements and self.groupings(e)]
+        if not experts:
+            raise ValueError(
+                f"domain is empty: no E of {domain.experts!r:.80} up to {max_elements} fits its groups and topk"
+            )
+        self.experts = Choices(experts, domain.thresholds.get("experts", ()))
+
+    def groupings(self, experts: int) -> list[tuple[int, int, int]]:
+        """Return the allowed (G, smallest g, largest g) for E experts, ungrouped first."""
+        domain, least = self.domain, self.least_routed
+        if experts < least:
+            return []
+        if domain.groups == "none":
+            return [(1, 1, 1)]
+        if isinstance(domain.groups, tuple):
+            return [(G, g, g) for G, g in domain.groups if experts % G == 0 and g * (experts // G) >= least]
+        low, high = -(-experts // domain.max_experts_per_group), min(experts, domain.max_groups)
+        return [(G, -(-least * G // experts), G) for G in _divisors(experts) if low <= G <= high]
+
+    def draw(self, draw: Draw) -> tuple[int, Shape]:
+        """Draw T and the shape; shrinks towards the smallest, ungrouped and without shared experts."""
+        experts = self.experts.draw(draw, 1, MAX_EXPERTS)
+        tokens = self.draw_tokens(draw, experts)
+        groupings = self.groupings(experts)
+        # The first, ungrouped or without shared experts, half of the time.
+        groups, low, high = pick(draw, [*groupings[:1] * (len(groupings) - 1), *groupings])
+        topk_group = integer(draw, low, high)
+        most = topk_group * (experts // groups)
+        choices = [s for s in self.domain.shared if self.topk.within(s + 1, s + most)]
+        shared = pick(draw, [*choices[:1] * len(choices), *choices])
+        topk = self.topk.draw(draw, shared + 1, shared + most)
+        return tokens, Shape(experts, topk, shared, groups, topk_group)
+
+    def draw_tokens(self, draw: Draw, experts: int) -> int:
+        """Draw T for E experts."""
+        tokens = self.domain.tokens
+        high = token_limit(tokens, experts, self.max_elements)
+        return size(draw, tokens[0], high, self.domain.thresholds.get("tokens", ()))
+
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return small + [n // d for d in reversed(small) if d * d != n]
+
+
+@st.composite
+def _cases(draw: Draw, space: Space, models: tuple[Preset, ...], only_models: bool) -> Case:
+    domain = space.domain
+    model = pick(draw, models) if models and (only_models or chance(draw, 4)) else None
+    params: dict[str, Any]
+    if model is None:
+        tokens, shape = space.draw(draw)
+        scoring = pick(draw, domain.scorings)
+        renormalize = pick(draw, domain.renormalize)
+        scale = pick(draw, SCALES) if domain.scale else 1.0
+    else:
+        shape = pick(draw, model_shapes(model, domain))
+        tokens = space.draw_tokens(draw, shape.experts)
+        scoring, renormalize = model.scoring, model.renormalize
+        scale = model.scale if domain.scale else 1.0
+    params = {
+        "topk": shape.topk,
+        "scoring": scoring,
+        "num_expert_group": shape.groups,
+        "topk_group": shape.topk_group,
+        "renormalize": renormalize,
+        "routed_scaling_factor": scale,
+        "apply_routed_scaling_factor_on_output": pick(draw, domain.scale_on_output),
+        "num_fused_shared_experts": shape.shared,
+    }
+    return Case("fused_gate", params, _tensors(draw, domain, tokens, shape, model))
+
+
+def _tensors(
+    draw: Draw, domain: GateDomain, tokens: int, shape: Shape, model: Preset | None
+) -> dict[str, TensorSpec]:
+    row = scores.Row(shape.experts, shape.topk - shape.shared, shape.groups, nan=domain.nan, inf=domain.inf)
+    dtypes = domain.logits_dtypes
+    if domain.bias == "required" and domain.bias_same_dtype:
+        dtypes = tuple(d for d in dtypes if d in domain.bias_dtypes)
+    dtype = model.dtype if model is not None and model.dtype in dtypes else pick(draw, dtypes)
+    spec = TensorSpec(dtype, (tokens, shape.experts), recipe=scores.logits(draw, tokens, row))
+    tensors = {"logits": with_layout(draw, spec, domain.layouts)}
+    bias_dtypes = tuple(d for d in domain.bias_dtypes if d == dtype or not domain.bias_same_dtype)
+    if _has_bias(draw, domain, model, bias_dtypes):
+        recipe = scores.bias(draw, row)
+        tensors["bias"] = TensorSpec(pick(draw, bias_dtypes), (shape.experts,), recipe=recipe)
+    if domain.padding and chance(draw, 4):
+        tensors["num_token_non_padded"] = non_padded(draw, tokens)
+    if domain.expert_map and chance(draw, 4):
+        tensors["expert_map"] = _expert_map(draw, shape.experts + shape.shared)
+    return tensors
+
+
+def _has_bias(draw: Draw, domain: GateDomain, model: Preset | None, dtypes: tuple[str, ...]) -> bool:
+    if domain.bias != "optional" or not dtypes:
+        return domain.bias == "required"
+    return model.bias if model is not None else pick(draw, (False, True))
+
+
+def non_padded(draw: Draw, tokens: int) -> TensorSpec:
+    """Draw `num_token_non_padded` for T tokens: all, none, one, all but one, more than there are, or any."""
+    value = pick(draw, (tokens, 0, min(1, tokens), max(tokens - 1, 0), tokens + 3, None))
+    if value is None:
+        value = integer(draw, 0, tokens)
+    return TensorSpec("int32", pick(draw, ((), (1,))), rows=(value,))
+
+
+def _expert_map(draw: Draw, count: int) -> TensorSpec:
+    """Draw an injective map: the identity, a permutation, or one into a larger range of physical ids."""
+    recipe: dict[str, Any] = {"kind": "slice", "start": 0, "count": count}
+    size_of_range = pick(draw, (0, count, count + 1, 2 * count))
+    if size_of_range:
+        recipe = {"kind": "permutation", "seed": seed(draw), "size": size_of_range, "minus_one": 0}
+    return TensorSpec("int32", (count,), recipe=recipe)

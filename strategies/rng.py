@@ -1,0 +1,134 @@
+"""Counter-based random bits: a function of (seed, row, column), the same on every device and torch version.
+
+Only wrapping int64 arithmetic, shifts and masks: torch gives the same bits for them on the CPU and on CUDA.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+MASK64 = (1 << 64) - 1
+# Odd multipliers of splitmix64 (Steele, Lea, Flood 2014) and of its golden-ratio sequence.
+GOLDEN = 0x9E3779B97F4A7C15
+MIX1 = 0xBF58476D1CE4E5B9
+MIX2 = 0x94D049BB133111EB
+COLUMN = 0xD1B54A32D192ED03
+CLASS = 0xAEF17502108EF2D9
+SPECIAL = 0xDB4F0B9175AE2165
+BITS = 20
+"""Random bits in one draw: three draws add up to less than 2^24, exact in float32."""
+
+
+def signed(value: int) -> int:
+    """Return the int64 that has the low 64 bits of `value`."""
+    value &= MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def mix(value: int) -> int:
+    """Return splitmix64's finaliser of the low 64 bits of `value`, in [0, 2^64)."""
+    value &= MASK64
+    value = ((value ^ (value >> 30)) * MIX1) & MASK64
+    value = ((value ^ (value >> 27)) * MIX2) & MASK64
+    return value ^ (value >> 31)
+
+
+def host_bits(seed: int, count: int) -> np.ndarray:
+    """Return `count` random uint64 words of `seed`, on the host."""
+    x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN) + np.uint64(mix(seed))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX2)
+    return x ^ (x >> np.uint64(31))
+
+
+def host_permutation(seed: int, count: int) -> np.ndarray:
+    """Return a random permutation of 0 … count−1 as int64, on the host."""
+    return np.argsort(host_bits(seed, count), kind="stable").astype(np.int64)
+
+
+def coprimes(modulus: int, seed: int) -> list[int]:
+    """Return 16 multipliers coprime to `modulus`: 1, then random ones."""
+    candidates = (host_bits(seed, 160) % np.uint64(modulus)).tolist()
+    kept = [c for c in candidates if math.gcd(c, modulus) == 1]
+    return [1, *kept, *[1] * 15][:16]
+
+
+def _scramble(x: torch.Tensor) -> torch.Tensor:
+    """Mix keys in place, as splitmix64 does less its last step: the high bits are the good ones."""
+    # `>>` is arithmetic; that it mixes the sign in costs one bit of 64.
+    x.bitwise_xor_(x >> 30).mul_(signed(MIX1))
+    return x.bitwise_xor_(x >> 27).mul_(signed(MIX2))
+
+
+def element_bits(seed: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return 64 random bits for each (row, column) as an int64 tensor of shape ``[rows, columns]``."""
+    row_keys = (rows * signed(GOLDEN)).add_(signed(mix(seed)))
+    return _scramble(row_keys.unsqueeze(1) + columns * signed(COLUMN))
+
+
+def row_bits(seed: int, rows: torch.Tensor) -> torch.Tensor:
+    """Return 48 random bits for each row as an int64 tensor of shape ``[rows, 1]``."""
+    x = _scramble((rows * signed(GOLDEN)).add_(signed(mix(seed + 1))))
+    return x.bitwise_right_shift_(16).bitwise_and_((1 << 48) - 1).unsqueeze(1)
+
+
+def draw(bits: torch.Tensor, multiplier: int) -> torch.Tensor:
+    """Return `BITS` fresh bits made of all of `bits`, in [0, 2^BITS)."""
+    return (bits * signed(multiplier)).bitwise_right_shift_(64 - BITS).bitwise_and_((1 << BITS) - 1)
+
+
+def permutations(columns: torch.Tensor, modulus: int, multipliers: torch.Tensor) -> torch.Tensor:
+    """Return permuted columns, ``column · multiplier mod modulus``, int64 ``[multipliers, columns]``."""
+    return (columns % modulus * multipliers.unsqueeze(1)).remainder_(modulus)
+
+
+def permute(
+    affine: torch.Tensor,
+    modulus: int,
+    row: torch.Tensor,
+    unit: torch.Tensor,
+    scatter: torch.Tensor,
+    any_scatter: bool,
+) -> torch.Tensor:
+    """Permute the columns of each row by a bijection of [0, modulus), without a sort.
+
+    Parameters
+    ----------
+    affine : torch.Tensor
+        Columns as `permutations` gives them; its first row is the identity.
+    modulus : int
+        Size of the set permuted.
+    row : torch.Tensor
+        Random bits of each row, as `row_bits` gives them.
+    unit : torch.Tensor
+        Rows are rotated by a random multiple of this, ``[rows, 1]``; 0 leaves a row unrotated.
+    scatter : torch.Tensor
+        1 for rows whose columns go to random places, 0 for rows that are only rotated, ``[rows, 1]``.
+    any_scatter : bool
+        Whether `scatter` holds a 1.
+
+    Returns
+    -------
+    torch.Tensor
+        int64 ``[rows, columns]``.
+    """
+    turns = torch.div(modulus, unit.clamp(min=1), rounding_mode="floor").clamp_(min=1)
+    shift = (row >> 24) % turns * unit - modulus
+    if not any_scatter:
+        return _wrap(affine[:1] + shift, modulus)
+    choice = ((row & 15) * scatter).squeeze(1)
+    x = _wrap(affine.index_select(0, choice).add_(shift), modulus)
+    # A round of swap-or-not (Hoang, Morris, Rogaway 2012): after an affine map alone, ranks next to each
+    # other would never fall into one lane.
+    partner = _wrap((row >> 4) % modulus - x, modulus)
+    coin = torch.maximum(x, partner).add_(row).mul_(signed(MIX1))
+    swap = coin.bitwise_right_shift_(40).bitwise_and_(scatter)
+    return partner.sub_(x).mul_(swap).add_(x)
+
+
+def _wrap(x: torch.Tensor, modulus: int) -> torch.Tensor:
+    """Bring values of [−modulus, modulus) into [0, modulus), in place; a remainder costs far more."""
+    return x.add_((x >> 63).bitwise_and_(modulus))

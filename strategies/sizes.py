@@ -1,0 +1,76 @@
+"""Sizes worth trying: 0, 1, powers of two, warps, vectors, and where a subject switches path, each ±1."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+
+from .draws import Draw, integer, pick
+
+# Powers of two, and multiples of a warp (32) and of wide vectors (4, 8) that are none.
+_CENTRES = (*(1 << i for i in range(31)), 3, 5, 6, 12, 24, 48, 96, 192, 160, 320, 384, 576, 640, 768, 1536)
+SMALL = 9
+"""Sizes below this are drawn most often, and are what shrinking ends at."""
+
+
+def interesting(low: int, high: int, thresholds: Iterable[int] = ()) -> list[int]:
+    """Return the sizes in [low, high] where implementations go wrong, ascending.
+
+    Parameters
+    ----------
+    low, high : int
+        Bounds, inclusive.
+    thresholds : iterable of int
+        Sizes at which the implementation under test switches path.
+    """
+    centres = (low, high, *_CENTRES, *thresholds)
+    found = {n + step for n in centres for step in (-1, 0, 1)} | {0}
+    return sorted(n for n in found if low <= n <= high)
+
+
+def size(draw: Draw, low: int, high: int, thresholds: Iterable[int] = ()) -> int:
+    """Draw a size in [low, high]: small, interesting or any; shrinks towards `low`."""
+    kind = integer(draw, 0, 3) if high - low >= SMALL else 0
+    if kind == 0:
+        return integer(draw, low, min(high, low + SMALL))
+    if kind == 3:
+        return integer(draw, low, high)
+    return pick(draw, interesting(low, high, thresholds))
+
+
+class Choices:
+    """Members of a `range` or a list of sizes, to draw from.
+
+    Parameters
+    ----------
+    allowed : sequence of int
+        What a domain allows; a `range` is never enumerated.
+    thresholds : iterable of int
+        Sizes at which the implementation under test switches path.
+    """
+
+    def __init__(self, allowed: Sequence[int], thresholds: Iterable[int] = ()) -> None:
+        self.allowed = allowed if isinstance(allowed, range) else sorted(set(allowed))
+        low, high = (min(allowed), max(allowed)) if len(allowed) else (0, -1)
+        self.special = [n for n in interesting(low, high, thresholds) if n in self.allowed]
+
+    def draw(self, draw: Draw, low: int, high: int) -> int:
+        """Draw a member in [low, high], which holds at least one; shrinks towards the smallest."""
+        first, last = bisect.bisect_left(self.allowed, low), bisect.bisect_right(self.allowed, high) - 1
+        kind = integer(draw, 0, 3) if last - first >= SMALL else 0
+        if kind == 0:
+            return self.allowed[integer(draw, first, min(last, first + SMALL))]
+        start, stop = bisect.bisect_left(self.special, low), bisect.bisect_right(self.special, high)
+        if kind == 3 or start == stop:
+            return self.allowed[integer(draw, first, last)]
+        return self.special[integer(draw, start, stop - 1)]
+
+    def within(self, low: int, high: int) -> bool:
+        """Return whether any member lies in [low, high]."""
+        first = bisect.bisect_left(self.allowed, low)
+        return first < len(self.allowed) and self.allowed[first] <= high
+
+
+def token_limit(tokens: range, width: int, max_elements: int) -> int:
+    """Return the largest T in `tokens` with T·width within the budget, or the smallest T if there is none."""
+    return max(tokens[0], min(tokens[-1], max_elements // max(width, 1)))

@@ -1,0 +1,120 @@
+"""The subjects that ship with moeproof: references, own kernels, and released libraries found on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from moeproof import __version__
+from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDomain
+
+from .subject import OUTPUTS, Call, Subject, Unavailable, from_function, register
+
+LIBRARIES: tuple[str, ...] = ()
+"""Modules of moeproof.verify.libraries, each with a function `subjects`."""
+
+_FULL: dict[str, Domain] = {
+    "fused_gate": GateDomain(),
+    "moe_align_block_size": AlignDomain(),
+    "append_shared_experts": AppendDomain(),
+}
+_SIMULATED: dict[str, Domain] = {
+    # Numba's simulator costs up to 500 ms a launch: a few threads at most.
+    "fused_gate": GateDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(0, 5)),
+    "moe_align_block_size": AlignDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(0, 9), max_ids=16),
+    "append_shared_experts": AppendDomain(topk=range(1, 5), shared=range(1, 4), tokens=range(0, 5)),
+}
+
+
+def _version() -> str:
+    return __version__
+
+
+def _reference(family: str, module: str, op: str) -> Callable[[], Call]:
+    def load() -> Call:
+        package = importlib.import_module(f"moeproof.references.{module}")
+        available = getattr(package, "available", None)
+        if available is not None and (reason := available()) is not None:
+            raise Unavailable(reason)
+        return from_function(getattr(package, op), op)()
+
+    return load
+
+
+def _references() -> None:
+    families = {"numpy": "gold", "torch": "torch_ref", "numba": "numba_ref"}
+    simulated = not torch.cuda.is_available()
+    for family, module in families.items():
+        for op in OUTPUTS:
+            small = family == "numba" and simulated
+            register(
+                Subject(
+                    name=f"{family}:{op}",
+                    op=op,
+                    load=_reference(family, module, op),
+                    domain=(_SIMULATED if small else _FULL)[op],
+                    device="cpu" if family == "numpy" else "any",
+                    refuses=family == "numpy",
+                    batch_invariant=family != "torch",
+                    version=_version,
+                    tags=("reference",),
+                )
+            )
+
+
+def _own_call(op: str) -> Callable[[], Call]:
+    def load() -> Call:
+        module = {
+            "fused_gate": "fused_gate",
+            "moe_align_block_size": "align_block_size",
+            "append_shared_experts": "append_shared_experts",
+        }[op]
+        try:
+            function = getattr(importlib.import_module(f"moeproof.kernels.{module}"), op)
+            importlib.import_module("moeproof.kernels.ops")
+        except ImportError as error:
+            raise Unavailable(f"{error}; install moeproof[cuda]") from error
+        names = OUTPUTS[op]
+        registered = getattr(torch.ops.moeproof, op)
+
+        def call(args: dict[str, Any], outputs: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor] | None:
+            if not outputs:
+                return dict(zip(names, registered(**args), strict=True))
+            function(**args, out=tuple(outputs[n] for n in names))
+            return None
+
+        return call
+
+    return load
+
+
+def _own() -> None:
+    for op in OUTPUTS:
+        register(
+            Subject(
+                name=f"own:{op}",
+                op=op,
+                load=_own_call(op),
+                domain=_FULL[op],
+                device="cuda",
+                refuses=True,
+                capturable=True,
+                version=_version,
+                tags=("own", "fake"),
+            )
+        )
+
+
+def _libraries() -> None:
+    for module in LIBRARIES:
+        for subject in importlib.import_module(f"moeproof.verify.libraries.{module}").subjects():
+            register(subject)
+
+
+_references()
+_own()
+_libraries()

@@ -1,0 +1,265 @@
+"""The main job: replay the corpus, generate, judge, reduce, keep, until time is up."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from moeproof.strategies.case import Case, CaseError
+from moeproof.strategies.domain_check import why_outside
+
+from . import corpus
+from .child import Child, Executor, Inline, Isolated
+from .config import Config
+from .coverage import Coverage
+from .events import Event, Sink
+from .execute import pick_device
+from .explore import beyond, derived, explore, inside
+from .finding import make_finding
+from .reduce.engine import reduce_case
+from .subject import Subject, Unavailable, find
+from .violation import Violation
+
+CHUNK = 60
+"""Cases drawn in one run of the engine."""
+ROUNDS = 4
+"""How often each subject gets its turn within the time."""
+OUTSIDE_EVERY = 8
+"""One chunk in so many probes the edge of the domain, of subjects that promise to refuse."""
+EXTRA_EVERY = {"batch_variance": 4, "graph_replay": 16, "fake_op": 32}
+"""One case in so many also runs a check that costs extra launches."""
+ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20}
+"""Default of the largest number of elements in a generated tensor."""
+MAX_REDUCTIONS = 8
+"""Reductions of one class of failure of one subject, in one run: at failures 1, 2, 4, 8, ..."""
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass
+class State:
+    """What a run knows of one subject."""
+
+    subject: Subject
+    executor: Executor
+    coverage: Coverage = field(default_factory=Coverage)
+    chunks: int = 0
+    cases: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    reductions: Counter[str] = field(default_factory=Counter)
+    out: str = ""
+
+
+class Campaign:
+    """One run of fuzzing in one process.
+
+    Parameters
+    ----------
+    config : Config
+        What to do.
+    sink : callable
+        Takes the run's events.
+    index : int
+        Number of this process among the workers; part of the seed.
+    """
+
+    def __init__(self, config: Config, sink: Sink, index: int = 0) -> None:
+        self.config = config
+        self.sink = sink
+        self.index = index
+        self.findings: set[str] = set()
+        self.states: list[State] = []
+        self.reducing = 0.0
+        self._children: dict[str, Child] = {}
+        self._begin = time.monotonic()
+        self._shown = 0.0
+
+    def run(self) -> None:
+        """Run until time or cases are used up; Ctrl-C ends it with everything kept."""
+        try:
+            self._prepare()
+            self._recover()
+            self._replay()
+            self._begin = time.monotonic()
+            self._fuzz()
+        finally:
+            self._progress(force=True)
+            for child in self._children.values():
+                child.close()
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        for subject in find(self.config.subjects):
+            if self.config.ops and subject.op not in self.config.ops:
+                continue
+            try:
+                executor = self._executor(subject)
+            except Unavailable as error:
+                self._emit("unavailable", subject=subject.name, reason=str(error))
+                continue
+            self.states.append(State(subject, executor))
+            self._emit("subject", subject=subject.name, op=subject.op, device=executor.device)
+
+    def _executor(self, subject: Subject) -> Executor:
+        if not self.config.isolate:
+            return Inline(subject)
+        family = subject.name.partition(":")[0]
+        if family not in self._children:
+            inflight = self.config.out / "inflight" / f"{self.index}-{family}.json"
+            self._children[family] = Child(seconds=self.config.case_seconds, inflight=inflight)
+        child = self._children[family]
+        child.load(subject)
+        return Isolated(subject, child)
+
+    def _recover(self) -> None:
+        """Run cases first that were in flight when an earlier run was killed."""
+        folder = self.config.out / "inflight"
+        if self.index or not folder.is_dir():
+            return
+        for path in sorted(folder.glob("*.json")):
+            try:
+                data = json.loads(path.read_text(encoding="utf-8"))
+                case, name = Case.from_json(data["case"]), str(data["subject"])
+            except (OSError, ValueError, KeyError):
+                continue
+            finally:
+                path.unlink(missing_ok=True)
+            corpus.keep(self.config.out / "corpus", f"inflight-{derived(case.dumps()):x}", case)
+            self._emit("note", text=f"a case of {name} was in flight when an earlier run ended; it runs first")
+
+    def _replay(self) -> None:
+        folders = [corpus.SHIPPED, self.config.out / "corpus", *self.config.corpus]
+        entries, problems = corpus.load(folders)
+        for problem in problems:
+            self._emit("note", text=f"corpus: {problem}")
+        share = itertools.islice(entries, self.index, None, self.config.workers)
+        for entry, state in itertools.product(list(share), self.states):
+            if entry.case.op == state.subject.op and why_outside(entry.case, state.subject.domain) is None:
+                self._case(state, entry.case, extras=tuple(EXTRA_EVERY))
+
+    # -- fuzzing -------------------------------------------------------------------------------------------------
+
+    def _fuzz(self) -> None:
+        if self.config.cases is not None and self.config.seconds is None:
+            self._by_cases(self.config.cases)
+        elif self.config.seconds is not None:
+            self._by_time(self.config.seconds)
+
+    def _by_cases(self, cases: int) -> None:
+        for state in self.states:
+            target = state.cases + cases
+            while state.cases < target and not state.out:
+                self._chunk(state, min(CHUNK, target - state.cases), deadline=None)
+
+    def _by_time(self, seconds: float) -> None:
+        end = self._begin + seconds
+        for turn in range(ROUNDS):
+            for position, state in enumerate(self.states):
+                left = (ROUNDS - turn) * len(self.states) - position
+                deadline = time.monotonic() + max(0.0, end - time.monotonic()) / left
+                while time.monotonic() < deadline and not state.out:
+                    if self.config.cases is not None and state.cases >= self.config.cases:
+                        break
+                    self._chunk(state, CHUNK, deadline=deadline)
+
+    def _chunk(self, state: State, count: int, deadline: float | None) -> None:
+        state.chunks += 1
+        subject = state.subject
+        start = derived(self.config.seed, self.index, subject.name, state.chunks)
+        refusal = subject.refuses and state.chunks % OUTSIDE_EVERY == 0
+        limit = self.config.max_elements or ELEMENTS[pick_device(subject).type]
+        if refusal:
+            strategy = beyond(subject.domain)
+        else:
+            strategy = inside(subject.op, subject.domain, max_elements=limit, preset=self.config.preset)
+
+        def body(case: Case) -> None:
+            if state.out or (deadline is not None and time.monotonic() > deadline):
+                return
+            extras = tuple(n for n, every in EXTRA_EVERY.items() if state.cases % every == 0)
+            self._case(state, case, extras=() if refusal else extras, refusal=refusal)
+
+        explore(strategy, body, start=start, count=max(2, count))
+
+    def _case(self, state: State, case: Case, *, extras: tuple[str, ...], refusal: bool = False) -> None:
+        if not refusal and why_outside(case, state.subject.domain) is not None:
+            return
+        try:
+            outcome = state.executor.run(case, extras, refusal=refusal)
+        except Unavailable as error:
+            state.out = str(error)
+            self._emit("unavailable", subject=state.subject.name, reason=state.out)
+            return
+        except CaseError as error:
+            self._emit("note", text=f"a generated case could not be built: {error}")
+            return
+        state.cases += 1
+        state.coverage.add(case, outcome.rows, outcome.path)
+        for violation in outcome.violations:
+            self._failed(state, case, violation, refusal)
+        self._progress()
+
+    # -- findings ------------------------------------------------------------------------------------------------
+
+    def _failed(self, state: State, case: Case, violation: Violation, refusal: bool) -> None:
+        state.failures[violation.check] += 1
+        count = state.failures[violation.check]
+        self._emit("failure", subject=state.subject.name, check=violation.check, message=violation.message)
+        key = f"{violation.check}{'-outside' if refusal else ''}"
+        power_of_two = count & (count - 1) == 0
+        if not power_of_two or state.reductions[key] >= MAX_REDUCTIONS:
+            return
+        state.reductions[key] += 1
+        self._emit("reducing", subject=state.subject.name, check=violation.check)
+        begin = time.monotonic()
+        # Until the finding is written, the case as found is what survives Ctrl-C or a kill.
+        raw = corpus.keep(self.config.out / "corpus", f"raw-{derived(case.dumps()):x}", case)
+        reduced = reduce_case(
+            state.executor, case, violation, seconds=self.config.reduce_seconds, refusal=refusal
+        )
+        self.reducing += time.monotonic() - begin
+        try:
+            actual = state.executor.outputs(reduced.case)
+        except Unavailable as error:
+            actual = {"error": str(error)}
+        finding = make_finding(
+            state.subject, reduced, refusal=refusal, device=state.executor.device, actual=actual
+        )
+        folder = self.config.out / "findings"
+        known = (folder / finding.identity / "finding.json").exists()
+        if known:
+            if finding.identity not in self.findings:
+                self.findings.add(finding.identity)
+                self._emit("known", **finding.summary(), folder=str(folder / finding.identity))
+            raw.unlink(missing_ok=True)
+            return
+        place = finding.write(folder)
+        if not refusal:
+            corpus.keep(self.config.out / "corpus", finding.identity, finding.case)
+        raw.unlink(missing_ok=True)
+        self.findings.add(finding.identity)
+        self._emit("finding", **finding.summary(), folder=str(place))
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def _emit(self, kind: str, **data: Any) -> None:
+        self.sink(Event(kind, {"worker": self.index, **data}))
+
+    def _progress(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._shown < PROGRESS_SECONDS:
+            return
+        self._shown = now
+        subjects = {
+            s.subject.name: {
+                **s.coverage.to_json(),
+                "failures": dict(s.failures),
+            }
+            for s in self.states
+        }
+        self._emit("progress", subjects=subjects, seconds=now - self._begin, reducing=self.reducing)
+

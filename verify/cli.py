@@ -1,0 +1,236 @@
+"""The command line: `moeproof fuzz`, `subjects`, `doctor`, `replay`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moeproof import __version__
+
+from . import corpus
+from .config import Config, ConfigError
+from .subject import OUTPUTS, Subject, SubjectError, Unavailable, all_subjects, find, plugin_problems
+
+CLEAN, FINDINGS, USAGE = 0, 1, 2
+
+app = typer.Typer(
+    name="moeproof",
+    help="Prove or break mixture-of-experts routing kernels. Exit codes: 0 clean, 1 findings, 2 usage or environment.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_out = Console(soft_wrap=True)
+_err = Console(stderr=True, soft_wrap=True)
+
+SubjectOption = Annotated[
+    list[str] | None,
+    typer.Option("--subject", "-s", help="Subject: a name, family, pattern, or FILE.py:NAME. Repeatable."),
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of findings, corpus and logs.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        _out.print(f"moeproof {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def fuzz(
+    subject: SubjectOption = None,
+    op: Annotated[list[str] | None, typer.Option(help="Only subjects of this op. Repeatable.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Time to fuzz. Default: 60, unless --cases is given.")] = None,
+    cases: Annotated[int | None, typer.Option(help="Cases for each subject.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of generation. Default: a new one, printed.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that fuzz side by side.")] = 1,
+    out: OutOption = Path(".moeproof"),
+    corpus_folder: Annotated[
+        list[Path] | None, typer.Option("--corpus", help="Further corpus folder to replay first. Repeatable.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Only shapes of one model preset.")] = None,
+    max_elements: Annotated[int | None, typer.Option(help="Largest number of elements in a tensor.")] = None,
+    case_seconds: Annotated[float, typer.Option(help="Watchdog limit of one case.")] = 30.0,
+    reduce_seconds: Annotated[float, typer.Option(help="Time limit of one reduction.")] = 20.0,
+) -> None:
+    """Generate hard cases, judge them exactly, shrink what fails to a script, keep it.
+
+    Without --subject: own kernels on a GPU where there is one, otherwise everything that runs on a CPU.
+    """
+    from .console import LiveConsole, print_summary
+    from .coordinator import run
+    from .events import JsonLines
+
+    chosen = tuple(subject or _default_subjects())
+    for name in op or ():
+        if name not in OUTPUTS:
+            raise _usage(f"op is {name!r}; allowed: {', '.join(OUTPUTS)}")
+    if preset is not None:
+        from moeproof.strategies.presets import PRESETS
+
+        if preset not in PRESETS:
+            raise _usage(f"preset is {preset!r}; allowed: {', '.join(sorted(PRESETS))}")
+    start = int.from_bytes(os.urandom(4), "big") if seed is None else seed
+    if seconds is None and cases is None:
+        seconds = 60.0
+    try:
+        find(chosen)
+        config = Config(
+            subjects=chosen,
+            ops=tuple(op or ()),
+            seconds=seconds,
+            cases=cases,
+            seed=start,
+            workers=workers,
+            out=out,
+            corpus=tuple(corpus_folder or ()),
+            preset=preset,
+            max_elements=max_elements,
+            case_seconds=case_seconds,
+            reduce_seconds=reduce_seconds,
+        )
+        log = JsonLines(out / "events.jsonl")
+    except (ConfigError, SubjectError) as error:
+        raise _usage(str(error)) from error
+    except OSError as error:
+        raise _usage(f"out is {str(out)!r}, which can't be written: {error}; allowed: a writable folder") from error
+    _out.print(f"moeproof {__version__}, seed {start}, subjects {', '.join(chosen)}")
+    console = LiveConsole(_out, seconds)
+    try:
+        summary = run(config, [console, log])
+    except OSError as error:
+        raise _usage(f"out is {str(out)!r}: {error}") from error
+    finally:
+        console.close()
+        log.close()
+    print_summary(_out, summary)
+    raise typer.Exit(summary.exit_code())
+
+
+@app.command("subjects")
+def list_subjects(
+    pattern: Annotated[list[str] | None, typer.Argument(help="Names, families or patterns. Default: all.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the subjects that are known, and what each claims."""
+    try:
+        found = find(pattern) if pattern else all_subjects()
+    except SubjectError as error:
+        raise _usage(str(error)) from error
+    if json_output:
+        data = [{"name": s.name, "op": s.op, "device": s.device, "order": s.order, "bitwise": s.bitwise} for s in found]
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("subject", "op", "device", "promises"):
+        table.add_column(column, overflow="fold")
+    for s in found:
+        table.add_row(s.name, s.op, s.device, ", ".join(_promises(s)))
+    _out.print(table)
+
+
+def _promises(subject: Subject) -> list[str]:
+    promises = []
+    if subject.op == "moe_align_block_size":
+        promises += [f"{subject.order} order", f"-1: {subject.minus_one}"]
+    if subject.bitwise:
+        promises.append("repeatable")
+    if subject.op == "fused_gate" and subject.batch_invariant:
+        promises.append("batch invariant")
+    if subject.capturable:
+        promises.append("graph capture")
+    if subject.refuses:
+        promises.append("refuses bad input")
+    return promises
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, and what is missing."""
+    from .doctor import checks
+
+    failed = False
+    for check in checks():
+        mark, colour = {True: ("ok", "green"), False: ("missing", "yellow"), None: ("broken", "red")}[check.ok]
+        failed |= check.ok is None
+        _out.print(Text.assemble((f"{mark:8}", colour), f"{check.name}: {check.detail}"))
+    for problem in plugin_problems():
+        failed = True
+        _out.print(Text.assemble(("broken  ", "red"), f"entry point {problem}"))
+    raise typer.Exit(USAGE if failed else CLEAN)
+
+
+@app.command()
+def replay(
+    paths: Annotated[list[str], typer.Argument(help="Finding ids, finding folders, case files, or folders of them.")],
+    subject: SubjectOption = None,
+    out: OutOption = Path(".moeproof"),
+    case_seconds: Annotated[float, typer.Option(help="Watchdog limit of one case.")] = 30.0,
+) -> None:
+    """Run kept cases again, with every check, on the subjects that they were found in or on others."""
+    from .replaying import Replay, replay_paths
+
+    files = []
+    for path in paths:
+        candidates = [Path(path), out / "findings" / path]
+        place = next((p for p in candidates if p.exists()), None)
+        if place is None:
+            raise _usage(f"path is {path!r}; allowed: a finding id below {out / 'findings'}, a case file or a folder")
+        files += list(corpus.case_files([place]))
+    if not files:
+        raise _usage(f"no case files below {', '.join(paths)}")
+    failed = ran = 0
+    problems = 0
+    try:
+        chosen = find(subject) if subject else None
+        for result in replay_paths(files, chosen, case_seconds):
+            ran += result.status in (Replay.PASSED, Replay.FAILED)
+            failed += result.status is Replay.FAILED
+            problems += result.status is Replay.PROBLEM
+            colour = {Replay.PASSED: "green", Replay.FAILED: "red"}.get(result.status, "yellow")
+            _out.print(Text.assemble((f"{result.status.value:8}", colour), f"{result.subject} on {result.path}"))
+            for line in result.lines:
+                _out.print(Text(f"        {line}"))
+    except (SubjectError, Unavailable) as error:
+        raise _usage(str(error)) from error
+    _out.print(f"{ran} replayed, {failed} failed, {problems} could not be run")
+    raise typer.Exit(FINDINGS if failed else USAGE if problems or not ran else CLEAN)
+
+
+def _default_subjects() -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return ["own"]
+    return ["numpy", "torch", "numba"]
+
+
+def _usage(message: str) -> typer.Exit:
+    _err.print(Text.assemble(("error: ", "bold red"), message))
+    return typer.Exit(USAGE)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Runs one case on one subject in this process, guarded, and judges it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from moeproof.strategies.case import Case, literal, plain
+
+from .contract import arguments, judge, output_specs
+from .guard import POISONS, Carved, as_bytes, carve, poison_allocator
+from .metamorphic import EXTRAS
+from .subject import Call, Subject
+from .violation import MAX_ROWS, Violation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of a case gave.
+
+    Attributes
+    ----------
+    violations : tuple of Violation
+        Failed checks; empty if all is right.
+    rows : int
+        Rows (tokens) judged.
+    path : str
+        The dispatch path, where the subject names it.
+    fatal : bool
+        The process can't be used any more (a sticky CUDA error).
+    """
+
+    violations: tuple[Violation, ...] = ()
+    rows: int = 0
+    path: str = ""
+    fatal: bool = False
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The classes of the failed checks."""
+        return tuple(v.check for v in self.violations)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as JSON data."""
+        return {
+            "violations": [v.to_json() for v in self.violations],
+            "rows": self.rows,
+            "path": self.path,
+            "fatal": self.fatal,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Outcome:
+        """Read an outcome from JSON data."""
+        found = tuple(Violation.from_json(v) for v in data["violations"])
+        return cls(found, data["rows"], data["path"], data["fatal"])
+
+
+@dataclass
+class Runner:
+    """Runs cases on one subject.
+
+    Attributes
+    ----------
+    subject : Subject
+        The implementation under test.
+    device : torch.device
+        Where tensors live.
+    """
+
+    subject: Subject
+    device: torch.device
+    call: Call = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.call = self.subject.load()
+
+    @property
+    def device_name(self) -> str:
+        """Where cases run, in words."""
+        if self.device.type != "cuda":
+            return self.device.type
+        return f"cuda: {torch.cuda.get_device_name(self.device)}"
+
+    def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
+        """Run a case twice with different poisons, compare what must not change, and judge the result.
+
+        Parameters
+        ----------
+        case : Case
+            The case, of the subject's op.
+        extras : tuple of str
+            Names of further checks to run, from `EXTRAS`.
+        refusal : bool
+            The case is outside the domain: the subject has to raise.
+        """
+        tokens = _tokens(case)
+        path = self.subject.path(case) if self.subject.path is not None and not refusal else ""
+        try:
+            if refusal:
+                found = self._refused(case)
+            else:
+                found = self._judged(case, extras)
+        except Exception as error:  # whatever a subject raises is a result, not a fault of the harness
+            return self._raised(error, tokens, path, refusal)
+        return Outcome(tuple(found), tokens, path)
+
+    def literal_outputs(self, case: Case) -> dict[str, Any]:
+        """Run a case once and return its outputs as JSON data, unjudged; what went wrong under ``error``."""
+        try:
+            tensors, _ = case.build(self.device)
+            carved = carve(output_specs(case, self.subject), self.device, POISONS[0])
+            made = self._launch(arguments(case, tensors), carved)
+            return {name: plain(list(literal(value))) for name, value in made.items()}
+        except Exception as error:  # whatever a subject raises belongs into the report
+            return {"error": f"{type(error).__name__}: {error}"[:2000]}
+
+    def _launch(self, args: dict[str, Any], carved: Carved) -> dict[str, torch.Tensor]:
+        made = self.call(args, carved.outputs)
+        return dict(carved.outputs if made is None else made)
+
+    def _judged(self, case: Case, extras: tuple[str, ...]) -> list[Violation]:
+        tensors, storages = case.build(self.device)
+        before = {name: storage.clone() for name, storage in storages.items()}
+        specs = output_specs(case, self.subject)
+        args = arguments(case, tensors)
+        runs: list[tuple[Carved, dict[str, torch.Tensor]]] = []
+        touched_flags: list[torch.Tensor] = []
+        for poison in POISONS:
+            carved = carve(specs, self.device, poison)
+            poison_allocator(specs, self.device, poison)
+            runs.append((carved, self._launch(args, carved)))
+            # Each run, and the judge, gets what the case says, not what the subject left behind.
+            touched_flags += [_changed(before[n], storages[n]) for n in storages]
+            for name in storages:
+                storages[name].copy_(before[name])
+        (first, made), (second, again) = runs
+        flags = [first.zones_hit(), second.zones_hit(), *touched_flags]
+        same_shapes = {n for n in specs if n in made and n in again and made[n].shape == again[n].shape}
+        flags += [(as_bytes(made[n]) != as_bytes(again[n])).any() for n in sorted(same_shapes)]
+        hits = torch.stack([f.reshape(()) for f in flags]).tolist()
+        found: list[Violation] = []
+        if hits[0] or hits[1]:
+            found.append(Violation("guard_zone", (first if hits[0] else second).first_hit()))
+        names = list(storages) * len(POISONS)
+        touched = [n for n, hit in zip(names, hits[2:], strict=False) if hit]
+        if touched:
+            changed = ", ".join(dict.fromkeys(touched))
+            found.append(Violation("input_modified", f"{changed} changed, or memory beside it"))
+        rough: set[int] = set()
+        if any(hits[2 + len(names) :]):
+            unstable, rough = self._unstable(made, again)
+            found += unstable
+        found += [v for v in judge(case, self.subject, args, made) if not _explained(v, rough, found)]
+        # A result that is wrong already proves nothing in comparison with another.
+        for name in extras if not found else ():
+            found += EXTRAS[name](self.subject, self.call, case, args, made)
+        return found
+
+    def _unstable(
+        self, made: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor]
+    ) -> tuple[list[Violation], set[int]]:
+        """Tell what was never written from what differs between two runs, and in which rows."""
+        found: dict[str, Violation] = {}
+        rough: set[int] = set()
+        for name, value in made.items():
+            one, two = as_bytes(value), as_bytes(again[name])
+            differ = one != two
+            never = differ & (one == POISONS[0]) & (two == POISONS[1])
+            for check, mask in (("unwritten", never), ("nondeterminism", differ & ~never)):
+                if check == "nondeterminism" and not self.subject.bitwise:
+                    continue
+                rows = mask.any(1).nonzero().flatten().tolist()
+                if not rows or check in found:
+                    continue
+                row = rows[0]
+                item = value.dtype.itemsize
+                place = int(mask[row].nonzero()[0]) // item
+                where = f"{name}[{row}]" if value.dim() == 1 else f"{name}[{row}][{place}]"
+                if check == "unwritten":
+                    message = f"{where} is never written ({int(mask.sum()) // item or 1} elements of {name})"
+                else:
+                    pair = [_item(t, row, place) for t in (value, again[name])]
+                    message = f"{where} is {pair[0]} in one run and {pair[1]} in the next"
+                found[check] = Violation(check, message, tuple(rows[:MAX_ROWS]), len(rows))
+                rough |= set(rows)
+        return list(found.values()), rough
+
+    def _refused(self, case: Case) -> list[Violation]:
+        tensors, _ = case.build(self.device)
+        args = arguments(case, tensors)
+        self._launch(args, carve(output_specs(case, self.subject), self.device, POISONS[0]))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return [Violation("domain", f"accepts silently what it claims to refuse: {case.note}")]
+
+    def _raised(self, error: Exception, tokens: int, path: str, refusal: bool) -> Outcome:
+        text = f"{type(error).__name__}: {error}".strip()
+        if is_cuda_failure(error, self.device):
+            return Outcome((Violation("cuda_error", text[:2000]),), tokens, path, fatal=True)
+        if refusal and isinstance(error, ValueError | TypeError | RuntimeError | NotImplementedError):
+            return Outcome((), tokens, path)
+        return Outcome((Violation("domain", f"raises inside its claimed domain: {text[:2000]}"),), tokens, path)
+
+
+def is_cuda_failure(error: Exception, device: torch.device) -> bool:
+    """Say whether the CUDA context is lost."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+        torch.zeros(1, device=device).item()
+    except Exception:
+        return True
+    return "CUDA error" in str(error) and "invalid configuration" not in str(error)
+
+
+def pick_device(subject: Subject) -> torch.device:
+    """Return where a subject runs on this machine."""
+    cuda = subject.device == "cuda" or (subject.device == "any" and torch.cuda.is_available())
+    return torch.device("cuda") if cuda else torch.device("cpu")
+
+
+def _tokens(case: Case) -> int:
+    name = "logits" if case.op == "fused_gate" else "topk_ids"
+    shape = case.tensors[name].shape
+    return shape[0] if shape else 0
+
+
+def _changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return (before.view(torch.uint8) != after.view(torch.uint8)).any()
+
+
+def _item(tensor: torch.Tensor, row: int, place: int) -> Any:
+    with contextlib.suppress(IndexError):
+        return tensor[row].item() if tensor.dim() == 1 else tensor[row][place].item()
+    return math.nan
+
+
+def _explained(violation: Violation, rough: set[int], found: list[Violation]) -> bool:
+    """Say whether a wrong result is only the shadow of memory that was not written, or changes between runs."""
+    if not rough or not found:
+        return False
+    if violation.check == "align_layout":
+        return True
+    return bool(violation.rows) and set(violation.rows) <= rough

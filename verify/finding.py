@@ -1,0 +1,241 @@
+"""Findings: a failed check on a reduced case, as a folder that a person can read, run and keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moeproof import __version__
+from moeproof.references import gold
+from moeproof.strategies.case import Case, literal, plain
+
+from .contract import arguments
+from .files import write_text
+from .oracle.align import AlignRules, expected_align
+from .oracle.gate import GateParams, GateRules, gold_groups, gold_ids, score_rows, weight_bounds
+from .reduce.cost import OPTIONAL, PLAIN
+from .reduce.engine import Reduced
+from .repro import render_markdown, render_script
+from .subject import Subject
+from .violation import CHECKS, SEVERITY, Violation
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A defect that a run has shown.
+
+    Attributes
+    ----------
+    identity : str
+        Ten hexadecimal digits; the same defect has the same one in every run.
+    subject : Subject
+        The implementation.
+    version : str
+        Its library's version, empty if unknown.
+    case : Case
+        The reduced case.
+    violation : Violation
+        How it fails.
+    refusal : bool
+        The case is outside the claimed domain.
+    failed, runs : int
+        In how many of how many runs the reduced case fails.
+    tries, seconds : float
+        What reduction cost.
+    complete : bool
+        Reduction ended because nothing smaller fails.
+    device : str
+        Where it was seen.
+    actual : dict
+        The outputs of one run as JSON data, or what went wrong under ``error``.
+    """
+
+    identity: str
+    subject: Subject
+    version: str
+    case: Case
+    violation: Violation
+    refusal: bool
+    failed: int
+    runs: int
+    tries: int
+    seconds: float
+    complete: bool
+    device: str
+    actual: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """One line: the subject, what breaks, and on what input."""
+        return f"{self.subject.name}: {CHECKS[self.violation.check]} ({describe(self.case)})"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the finding as JSON data, without its case."""
+        return {
+            "identity": self.identity,
+            "subject": self.subject.name,
+            "source": self.subject.source,
+            "version": self.version,
+            "op": self.case.op,
+            "check": self.violation.check,
+            "severity": SEVERITY[self.violation.check],
+            "title": self.title,
+            "message": self.violation.message,
+            "outside_domain": self.refusal,
+            "failed": self.failed,
+            "runs": self.runs,
+            "tries": self.tries,
+            "seconds": round(self.seconds, 3),
+            "complete": self.complete,
+            "device": self.device,
+            "moeproof": __version__,
+        }
+
+    def write(self, folder: Path) -> Path:
+        """Write ``case.json``, ``finding.json``, ``repro.py`` and ``finding.md`` into ``folder/IDENTITY``."""
+        place = folder / self.identity
+        wanted = expected(self.case, self.subject)
+        script = render_script(self, wanted, bounds(self.case, self.subject))
+        write_text(place / "case.json", self.case.dumps())
+        write_text(place / "repro.py", script)
+        write_text(place / "finding.md", render_markdown(self, wanted))
+        # Last, so that a folder that has it is whole.
+        write_text(place / "finding.json", json.dumps(self.summary(), indent=2) + "\n")
+        return place
+
+
+def make_finding(
+    subject: Subject, reduced: Reduced, *, refusal: bool, device: str, actual: Mapping[str, Any]
+) -> Finding:
+    """Return the finding of a reduced case."""
+    version = ""
+    if subject.version is not None:
+        try:
+            version = subject.version()
+        except Exception as error:  # a library's own version lookup may fail
+            version = f"unknown ({type(error).__name__})"
+    return Finding(
+        identity(subject, reduced.case, reduced.violation, refusal=refusal),
+        subject,
+        version,
+        reduced.case,
+        reduced.violation,
+        refusal,
+        reduced.failed,
+        reduced.runs,
+        reduced.tries,
+        reduced.seconds,
+        reduced.complete,
+        device,
+        actual,
+    )
+
+
+def identity(subject: Subject, case: Case, violation: Violation, *, refusal: bool) -> str:
+    """Return what tells one defect from another: subject, check, and what reduction could not make plain."""
+    traits = [subject.name, violation.check, *sorted(features(case))]
+    if refusal:
+        traits.append(case.note)
+    return hashlib.sha256("\n".join(traits).encode()).hexdigest()[:10]
+
+
+def features(case: Case) -> set[str]:
+    """Return what sets a reduced case apart: flags, dtypes, layouts, special values, and the order of its sizes."""
+    found = {f"{n}={case.params[n]}" for n, v in PLAIN.items() if _odd(case, n, v)}
+    found |= {name for name in OPTIONAL if name in case.tensors}
+    for name, spec in case.tensors.items():
+        if spec.dtype not in ("float32", "int32"):
+            found.add(f"{name}:{spec.dtype}")
+        if spec.offset:
+            found.add(f"{name}:misaligned")
+        if spec.strides is not None:
+            found.add(f"{name}:strided")
+        found |= {f"{name}:{kind}" for kind in _special(spec.rows)}
+    first = case.tensors["logits" if case.op == "fused_gate" else "topk_ids"]
+    found.add(f"rows~{_magnitude(first.shape[0])}")
+    sizes = {"E": case.params.get("num_experts", first.shape[1]), "k": case.params.get("topk", first.shape[1])}
+    found |= {f"{n}~{_magnitude(int(v))}" for n, v in sizes.items()}
+    return found
+
+
+def _odd(case: Case, name: str, value: Any) -> bool:
+    # Group counts differ between reductions of one defect; that there are groups does not.
+    return name in case.params and case.params[name] != value and name not in ("topk_group", "routed_scaling_factor")
+
+
+def _special(rows: Any) -> set[str]:
+    if isinstance(rows, tuple):
+        return set().union(*(_special(r) for r in rows)) if rows else set()
+    if isinstance(rows, float) and not math.isfinite(rows):
+        return {"nan" if math.isnan(rows) else "inf"}
+    return {"-1"} if isinstance(rows, int) and rows < 0 else set()
+
+
+def _magnitude(size: int) -> str:
+    return "few" if size <= 8 else "some" if size <= 128 else "many"
+
+
+def describe(case: Case) -> str:
+    """Return a case's sizes and odd flags in a few words."""
+    if case.op == "fused_gate":
+        rows, experts = case.tensors["logits"].shape
+        words = [f"T={rows}", f"E={experts}", f"k={case.params['topk']}", str(case.params.get("scoring", "sigmoid"))]
+        if case.params.get("num_expert_group", 1) != 1:
+            words.append(f"{case.params['num_expert_group']} groups, {case.params['topk_group']} kept")
+    else:
+        rows, topk = case.tensors["topk_ids"].shape
+        words = [f"T={rows}", f"k={topk}", f"E={case.params['num_experts']}"]
+        if case.op == "moe_align_block_size":
+            words.append(f"block {case.params['block_size']}")
+    main = case.tensors["logits" if case.op == "fused_gate" else "topk_ids"]
+    words.append(main.dtype)
+    words += [name for name in OPTIONAL if name in case.tensors]
+    if main.strides is not None:
+        words.append(f"strides {main.strides}")
+    if main.offset:
+        words.append(f"offset {main.offset}")
+    return ", ".join(words)
+
+
+def expected(case: Case, subject: Subject) -> dict[str, Any]:
+    """Return what the contract asks for, as JSON data by output name; empty for a case that must be refused."""
+    try:
+        tensors, _ = case.build("cpu")
+        args = arguments(case, tensors)
+        if case.op == "fused_gate":
+            results = dict(zip(("weights", "indices"), gold.fused_gate(**args), strict=True))
+        elif case.op == "moe_align_block_size":
+            results = expected_align(args, AlignRules(subject.order, subject.minus_one))
+        else:
+            results = dict(zip(("ids", "weights"), gold.append_shared_experts(**args), strict=True))
+    except (ValueError, TypeError):
+        return {}
+    return {name: plain(list(literal(value))) for name, value in results.items()}
+
+
+def bounds(case: Case, subject: Subject) -> dict[str, Any] | None:
+    """Return the lowest and highest weights that the contract allows at the expected ids, for fused_gate."""
+    if case.op != "fused_gate":
+        return None
+    tensors, _ = case.build("cpu")
+    args = arguments(case, tensors)
+    params = GateParams(**{k: v for k, v in case.params.items() if k in GateParams.__dataclass_fields__})
+    try:
+        rows = score_rows(args["logits"], args.get("bias"), params)
+        kept = gold_groups(rows, params) if params.num_expert_group > 1 else None
+        ids = gold_ids(rows, kept, params)
+        low, high = weight_bounds(rows, kept, ids, params, GateRules(subject.tie_order, subject.weights_scaled))
+    except (RuntimeError, ValueError, ZeroDivisionError):
+        return None
+    limit = args.get("num_token_non_padded")
+    if limit is not None:
+        padding = torch.arange(len(low))[:, None] >= limit.reshape(())
+        low, high = torch.where(padding, 0.0, low), torch.where(padding, 0.0, high)
+    return {"low": plain(low.tolist()), "high": plain(high.tolist())}

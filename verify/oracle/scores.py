@@ -1,0 +1,109 @@
+"""Scores in float64, and how far any float32 evaluation of them may be off.
+
+Bounds are derived, not tuned. One ulp is at most ``ULP`` = 2^-23 relative, one rounding ``U`` = 2^-24. The exponential
+is allowed the error that CUDA documents for ``__expf``, 2 + floor(1.173·|x|) ulp, which covers ``expf`` and
+``exp2f(x·log2 e)`` too. Results below 2^-126 may be flushed to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+ULP = 2.0**-23
+U = 2.0**-24
+TINY = 2.0**-126
+
+
+SERIAL = 1 << 14
+"""Elements that torch handles on one CPU thread, and a multiple of any vector width."""
+
+
+def each(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Apply an elementwise function so that equal elements give equal bits, wherever they stand.
+
+    On a CPU torch computes the last few elements of a thread's share with other code than the rest, and the last bit
+    can differ: exact ties would come apart. So shares are made of whole vectors.
+    """
+    if x.device.type != "cpu" or not x.numel():
+        return function(x)
+    flat = torch.nn.functional.pad(x.reshape(-1), (0, -x.numel() % 64))
+    share = len(flat) if torch.get_num_threads() == 1 else SERIAL
+    parts = [function(part) for part in flat.split(share)]
+    return torch.cat(parts)[: x.numel()].reshape(x.shape)
+
+
+def exp_error(x: torch.Tensor) -> torch.Tensor:
+    """Return the relative error bound of a float32 exp(x)."""
+    return (2.0 + 1.2 * x.abs()) * ULP
+
+
+def scores(logits: torch.Tensor, scoring: str) -> torch.Tensor:
+    """Return the scores of rows of logits.
+
+    Parameters
+    ----------
+    logits : Tensor
+        ``[T, E]`` float64, the exact values of the input.
+    scoring : str
+        ``sigmoid``, ``softmax`` or ``sqrtsoftplus``.
+
+    Returns
+    -------
+    Tensor
+        ``[T, E]`` float64.
+    """
+    if scoring == "sigmoid":
+        return each(torch.sigmoid, logits)
+    if scoring == "softmax":
+        shifted = each(torch.exp, logits - logits.amax(1, keepdim=True))
+        return shifted / shifted.sum(1, keepdim=True)
+    return each(softplus, logits).sqrt()
+
+
+def softplus(x: torch.Tensor) -> torch.Tensor:
+    """Return log(1 + exp(x)) without overflow or cancellation."""
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+
+
+def score_error(logits: torch.Tensor, s: torch.Tensor, scoring: str, *, ranked_alone: bool) -> torch.Tensor:
+    """Return the absolute error bound of float32 scores.
+
+    Parameters
+    ----------
+    logits, s : Tensor
+        ``[T, E]`` float64: the logits, and their exact scores.
+    scoring : str
+        As in `scores`.
+    ranked_alone : bool
+        For softmax: leave out the error of the sum, which all scores of a row share and so can't reorder them.
+
+    Returns
+    -------
+    Tensor
+        ``[T, E]`` float64; 0 where the score is exact in every evaluation (logits of ±inf), NaN where s is NaN.
+    """
+    if scoring == "sigmoid":
+        # ds = s(1-s)·d(exp)/exp, then an addition, a division and the final rounding.
+        relative = 3 * ULP + (1 - s) * exp_error(logits)
+        flushed = s < 2 * TINY
+        floor = TINY
+    elif scoring == "softmax":
+        shifted = logits - logits.amax(1, keepdim=True)
+        own = exp_error(shifted) + U * shifted.abs()
+        own = torch.where(shifted == -torch.inf, 0.0, own)
+        relative = own + 3 * ULP
+        if not ranked_alone:
+            relative = relative + (s * own).sum(1, keepdim=True) + logits.shape[1] * U
+        flushed = s < 2 * TINY
+        floor = TINY
+    else:
+        sp = softplus(logits)
+        slope = torch.where(sp > 0, torch.sigmoid(logits) / sp, 1.0)
+        slope = torch.where(logits == torch.inf, 0.0, slope * exp_error(logits))
+        relative = 3 * ULP + 0.5 * slope
+        flushed = sp < 2 * TINY
+        floor = TINY**0.5
+    error = s * relative + torch.where(flushed, floor, 0.0)
+    return torch.where(logits.isinf(), 0.0, error)

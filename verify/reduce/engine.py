@@ -1,0 +1,134 @@
+"""The greedy loop: take the first smaller candidate that still fails, until none does or time is up."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from moeproof.strategies.case import Case, CaseError
+from moeproof.verify.child import Executor
+from moeproof.verify.subject import Unavailable
+from moeproof.verify.violation import Violation
+
+from . import align, append, gate
+from .cost import cost
+from .probe import OutOfTime, Probe
+
+CONFIRM = 10
+"""Runs that measure a failure rate."""
+
+Candidates = Callable[[Case, Violation, Probe], Iterator[Case]]
+_PASSES: dict[str, Candidates] = {
+    "fused_gate": gate.candidates,
+    "moe_align_block_size": align.candidates,
+    "append_shared_experts": append.candidates,
+}
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A reduced failing case.
+
+    Attributes
+    ----------
+    case : Case
+        The smallest case found.
+    violation : Violation
+        How it fails.
+    failed, runs : int
+        In how many of how many confirming runs it failed.
+    tries : int
+        Runs spent.
+    seconds : float
+        Time spent.
+    complete : bool
+        Nothing smaller was found; False if time ran out.
+    """
+
+    case: Case
+    violation: Violation
+    failed: int
+    runs: int
+    tries: int
+    seconds: float
+    complete: bool
+
+
+def reduce_case(
+    executor: Executor, case: Case, violation: Violation, *, seconds: float = 20.0, refusal: bool = False
+) -> Reduced:
+    """Reduce a failing case.
+
+    Parameters
+    ----------
+    executor : Executor
+        Runs the subject that failed.
+    case : Case
+        The failing case.
+    violation : Violation
+        How it failed; its class is kept.
+    seconds : float
+        Time limit.
+    refusal : bool
+        The case is outside the subject's domain and was accepted.
+
+    Returns
+    -------
+    Reduced
+        At worst the case as given.
+    """
+    begin = time.monotonic()
+    probe = Probe(executor, violation.check, begin + seconds, refusal)
+    costly = violation.check in ("hang", "cuda_error")
+    confirm = 2 if costly else CONFIRM
+    best, how, complete = case, violation, False
+    # The child may die beyond repair while a crash is reduced: what was reached so far still counts.
+    with contextlib.suppress(OutOfTime, Unavailable):
+        failed, last = probe.rate(case, confirm)
+        probe.set_rate(failed, confirm)
+        how = last or how
+        best, how = _descend(best, how, probe, _PASSES[case.op])
+        complete = True
+    probe.deadline = time.monotonic() + max(5.0, 0.5 * seconds)
+    failed, last = 0, None
+    with contextlib.suppress(OutOfTime, Unavailable):
+        failed, last = probe.rate(best, confirm)
+    return Reduced(best, last or how, failed, confirm, probe.runs, time.monotonic() - begin, complete)
+
+
+def _descend(case: Case, violation: Violation, probe: Probe, passes: Candidates) -> tuple[Case, Violation]:
+    progress = _Best(case, violation)
+    try:
+        while _improve(progress, probe, passes):
+            pass
+    except (OutOfTime, Unavailable):
+        pass
+    return progress.case, progress.violation
+
+
+@dataclass
+class _Best:
+    case: Case
+    violation: Violation
+
+
+def _improve(best: _Best, probe: Probe, passes: Candidates) -> bool:
+    """Take the first candidate that fails and is cheaper; say whether there was one."""
+    price = cost(best.case)
+    iterator = passes(best.case, best.violation, probe)
+    while True:
+        try:
+            candidate = next(iterator)
+        except StopIteration:
+            return False
+        except CaseError:
+            # A generator is spent once it raises: the passes build only well-formed cases, so this is the last one.
+            return False
+        if cost(candidate) >= price:
+            continue
+        found = probe.fails(candidate)
+        if found is not None:
+            best.case, best.violation = candidate, found
+            return True

@@ -1,0 +1,107 @@
+"""Says whether a case still fails the check that is being reduced."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+from moeproof.strategies.case import Case, CaseError, TensorSpec
+from moeproof.strategies.domain_check import why_outside
+from moeproof.verify.child import Executor
+from moeproof.verify.metamorphic import EXTRAS
+from moeproof.verify.violation import MAX_ROWS, Violation
+
+SURE = 0.99
+"""How likely a flaky failure must show in the runs spent on one candidate."""
+MAX_ATTEMPTS = 60
+"""Most runs spent on one candidate; a rarer failure is reduced less surely."""
+
+
+class OutOfTime(Exception):
+    """The time for reduction is up."""
+
+
+@dataclass
+class Probe:
+    """Runs candidates and looks for one class of violation.
+
+    Attributes
+    ----------
+    executor : Executor
+        Runs the subject.
+    check : str
+        The class of the violation.
+    deadline : float
+        `time.monotonic` value after which `OutOfTime` is raised.
+    refusal : bool
+        The case is outside the domain, and what fails is that it is accepted.
+    attempts : int
+        Runs spent on one candidate.
+    runs : int
+        Runs spent so far.
+    """
+
+    executor: Executor
+    check: str
+    deadline: float
+    refusal: bool = False
+    attempts: int = 1
+    runs: int = 0
+    _seen: dict[str, Violation | None] = field(default_factory=dict)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The further checks that the class needs."""
+        return (self.check,) if self.check in EXTRAS else ()
+
+    def once(self, case: Case) -> Violation | None:
+        """Run a case once."""
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+        self.runs += 1
+        outcome = self.executor.run(case, self.extras, refusal=self.refusal)
+        return next((v for v in outcome.violations if v.check == self.check), None)
+
+    def rate(self, case: Case, runs: int) -> tuple[int, Violation | None]:
+        """Return in how many of `runs` runs a case fails, and the last violation."""
+        found = [v for v in (self.once(case) for _ in range(runs)) if v is not None]
+        return len(found), found[-1] if found else None
+
+    def set_rate(self, failed: int, runs: int) -> None:
+        """Choose how many runs a candidate gets, from a measured failure rate."""
+        if failed < runs:
+            rate = max(failed / runs, 0.5 / runs)
+            self.attempts = min(MAX_ATTEMPTS, math.ceil(math.log(1 - SURE) / math.log(1 - rate)))
+
+    def fails(self, case: Case) -> Violation | None:
+        """Return the violation if the case is inside the domain (or meant not to be) and fails; remembers answers."""
+        key = case.dumps()
+        if key not in self._seen:
+            self._seen[key] = self._try(case)
+        return self._seen[key]
+
+    def _try(self, case: Case) -> Violation | None:
+        outside = why_outside(case, self.executor.subject.domain)
+        if (outside is not None) != self.refusal:
+            return None
+        for _ in range(self.attempts):
+            violation = self.once(case)
+            if violation is not None:
+                return violation
+        return None
+
+    def failing_rows(self, case: Case, contents: list[tuple[float, ...]]) -> list[int]:
+        """Run many contents of a one-row gate case in one launch and return the indices of those that fail."""
+        logits = case.tensors["logits"]
+        failing: list[int] = []
+        for start in range(0, len(contents), MAX_ROWS):
+            part = contents[start : start + MAX_ROWS]
+            try:
+                spec = TensorSpec(logits.dtype, (len(part), logits.shape[1]), rows=tuple(part))
+                violation = self.once(case.but(logits=spec))
+            except CaseError:
+                continue
+            if violation is not None:
+                failing += [start + row for row in violation.rows]
+        return failing

@@ -1,0 +1,89 @@
+"""Runs kept cases again."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moeproof.strategies.case import CaseError
+from moeproof.strategies.domain_check import why_outside
+
+from . import corpus
+from .child import Child, Isolated
+from .metamorphic import EXTRAS
+from .subject import Subject, SubjectError, Unavailable, all_subjects, find
+
+
+class Replay(enum.Enum):
+    """How a replay ended."""
+
+    PASSED = "passed"
+    FAILED = "FAILED"
+    SKIPPED = "skipped"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one case on one subject."""
+
+    path: Path
+    subject: str
+    status: Replay
+    lines: tuple[str, ...] = ()
+
+
+def replay_paths(files: list[Path], chosen: list[Subject] | None, seconds: float) -> Iterator[Result]:
+    """Run each case with every check.
+
+    Parameters
+    ----------
+    files : list of Path
+        Case files. One beside a ``finding.json`` runs on the subject named there.
+    chosen : list of Subject, optional
+        Run on these instead; default: the finding's own subject, else every one of the op.
+    seconds : float
+        Watchdog limit of one case.
+    """
+    children: dict[str, Child] = {}
+    try:
+        for path in files:
+            try:
+                case = corpus.read_case(path)
+                subjects, refusal = _subjects(path, chosen)
+            except (CaseError, SubjectError, OSError, ValueError, KeyError) as error:
+                yield Result(path, "-", Replay.PROBLEM, (str(error),))
+                continue
+            for subject in subjects:
+                if subject.op != case.op:
+                    continue
+                reason = why_outside(case, subject.domain)
+                if reason is not None and not refusal:
+                    yield Result(path, subject.name, Replay.SKIPPED, (f"outside its domain: {reason}",))
+                    continue
+                child = children.setdefault(subject.name.partition(":")[0], Child(seconds=seconds))
+                try:
+                    outcome = Isolated(subject, child).run(case, () if refusal else tuple(EXTRAS), refusal=refusal)
+                except Unavailable as error:
+                    yield Result(path, subject.name, Replay.PROBLEM, (str(error),))
+                    continue
+                status = Replay.FAILED if outcome.violations else Replay.PASSED
+                yield Result(path, subject.name, status, tuple(f"{v.check}: {v.message}" for v in outcome.violations))
+    finally:
+        for child in children.values():
+            child.close()
+
+
+def _subjects(path: Path, chosen: list[Subject] | None) -> tuple[list[Subject], bool]:
+    """Return the subjects to run a case on, and whether it is outside their domain on purpose."""
+    beside = path.with_name("finding.json")
+    refusal, own = False, all_subjects()
+    if path.name == "case.json" and beside.is_file():
+        data = json.loads(beside.read_text(encoding="utf-8"))
+        refusal = bool(data["outside_domain"])
+        if chosen is None:
+            own = find([str(data.get("source") or data["subject"])])
+    return (own if chosen is None else chosen), refusal
