@@ -12,8 +12,8 @@ from .case import TensorSpec
 def marked_values(spec: TensorSpec) -> Iterator[float]:
     """Yield the values that a tensor's description names: literals, constants, special values and edits.
 
-    Every NaN, infinity, -1 and id out of range that a tensor can hold is among them. A block's value counts even
-    if the tensor has too few rows for that block.
+    Every NaN, infinity, -1 and id out of range that a tensor can hold is among them. A block's value counts
+    even if the tensor has too few rows for that block.
     """
     if not math.prod(spec.shape):
         return

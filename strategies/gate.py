@@ -77,7 +77,7 @@ class Space:
         experts = [e for e in domain.experts if e <= max_elements and self.groupings(e)]
         if not experts:
             raise ValueError(
-                f"domain is empty: no E of {domain.experts!r:.80} up to {max_elements} fits its groups and topk"
+                f"domain is empty: no E of {domain.experts!r:.60} up to {max_elements} fits groups and topk"
             )
         self.experts = Choices(experts, domain.thresholds.get("experts", ()))
 

@@ -46,16 +46,12 @@ def with_layout(draw: Draw, spec: TensorSpec, allowed: Sequence[str]) -> TensorS
     spec : TensorSpec
         A contiguous tensor of one or two dimensions.
     allowed : sequence of str
-        Names of `domain.LAYOUTS`.
+        Names of `domain.LAYOUTS`; a contiguous tensor is always allowed.
     """
-    two = len(spec.shape) == 2
-    names = [n for n in ("contiguous", "offset") if n in allowed]
-    if two:
-        names += [n for n in ("row_stride", "transposed", "broadcast") if n in allowed]
-    if not names or not spec.shape:
-        return spec
-    # The first, most often contiguous, half of the time: other layouts close fast paths.
-    name = pick(draw, [*names[:1] * (len(names) - 1), *names])
+    kinds = ((), ("offset",), ("offset", "row_stride", "transposed", "broadcast"))[len(spec.shape)]
+    names = [n for n in kinds if n in allowed]
+    # Contiguous half of the time: other layouts close fast paths.
+    name = pick(draw, [*["contiguous"] * len(names), *names]) if names else "contiguous"
     if name == "offset":
         return replace(spec, offset=integer(draw, 1, 7))
     if name == "row_stride":

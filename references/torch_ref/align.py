@@ -46,13 +46,13 @@ def moe_align_block_size(
 
     first_places = torch.arange(0, capacity, block_size, device=device)
     block_experts = torch.searchsorted(region_ends, first_places, right=True)
-    in_use = first_places < total
-    expert_ids = torch.where(in_use, block_experts, -1)
+    expert_ids = torch.where(first_places < total, block_experts, -1)
 
+    # Past the blocks in use, the last expert's sources go on, all beyond its end.
     expert = block_experts.clamp(max=num_experts - 1)
     first_sources = starts[expert] + first_places - (region_ends - padded)[expert]
     sources = (first_sources.unsqueeze(1) + torch.arange(block_size, device=device)).reshape(-1)
-    filled = (sources < ends[expert].repeat_interleave(block_size)) & in_use.repeat_interleave(block_size)
+    filled = sources < ends[expert].repeat_interleave(block_size)
     # One more entry, so that a place without a flat index has something to look up, even where n is 0.
     order = torch.cat([order, order.new_full((1,), n)])
     sorted_token_ids = order[torch.where(filled, sources, n)]

@@ -227,14 +227,15 @@ def _judge_chunk(
     weights64 = weights.double()
     open_ended = (low == -torch.inf) & (high == torch.inf)
     pair_ok = ((weights64 >= low) & (weights64 <= high)) | open_ended
-    nan_weight = weights.isnan().any(1)
+    bad_pair = judged & ~pair_ok.all(1)
+    nan_weight = (weights.isnan() & ~pair_ok).any(1)
     pad_ok = torch.where(valid[:, None], True, weights == 0).all(1)
     masks = {
         "ids_invalid": ~ids_ok,
-        "nan_policy": bad_nan | (judged & nan_weight & ~pair_ok.all(1)),
+        "nan_policy": bad_nan | (bad_pair & nan_weight),
         "selection": bad_selection,
         "tie_order": bad_tie,
-        "weights": (judged & ~nan_weight & ~pair_ok.all(1)) | (~valid & ids_ok & ~pad_ok),
+        "weights": (bad_pair & ~nan_weight) | (~valid & ids_ok & ~pad_ok),
     }
 
     def about_ids(row: int) -> str:

@@ -47,7 +47,7 @@ def explain_weight(
     if not valid:
         return f"a padded row holds weights {weights}, expected all 0"
     for place, (w, lo, hi) in enumerate(zip(weights, low, high, strict=True)):
-        if not lo <= w <= hi:
+        if not lo <= w <= hi and not (math.isinf(lo) and math.isinf(hi)):
             middle = (lo + hi) / 2
             off = f", {w / middle:.6g} times it" if middle > 0 and math.isfinite(w) else ""
             return (

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify.violation import Violation
 
 from .common import plain_tensors, simpler_values
-from .literal import MAX_VALUES, spelled_case, with_rows
+from .literal import MAX_VALUES, map_values, spelled, spelled_case, take_columns, with_rows
 from .probe import Probe
 
 
@@ -23,15 +22,24 @@ def candidates(case: Case, violation: Violation, probe: Probe) -> Iterator[Case]
     if spec.rows is not None:
         yield from _fewer_ids(case)
     experts, block = int(case.params["num_experts"]), int(case.params["block_size"])
-    if "expert_map" not in case.tensors:
-        used = max((v for row in spec.rows or () for v in row), default=0) + 1
-        for count in dict.fromkeys((1, 2, used, used + 1, experts // 2, experts - 1)):
-            if 0 < count < experts:
-                yield case.but(num_experts=count)
+    used = max((v for row in spec.rows or () for v in row), default=0) + 1
+    for count in dict.fromkeys((1, 2, used, used + 1, experts // 2, experts - 1)):
+        if 0 < count < experts:
+            yield _with_experts(case, count)
     for size in (1, 2, 4, 8, 16, 32, block // 2, block - 1):
         if 0 < size < block:
             yield case.but(block_size=size)
     yield from simpler_values(case, ("topk_ids", "expert_map"))
+
+
+def _with_experts(case: Case, count: int) -> Case:
+    """Return the case with fewer experts, the map shortened; what mapped to an expert left out maps to -1."""
+    smaller = case.but(num_experts=count)
+    spec = case.tensors.get("expert_map")
+    if spec is None or spec.rows is None:
+        return smaller
+    shorter = take_columns(spec, range(count))
+    return smaller.but(expert_map=map_values(shorter, lambda v: v if v < count else -1))
 
 
 def _fewer_recipe_rows(case: Case) -> Iterator[Case]:
@@ -49,17 +57,16 @@ def _fewer_ids(case: Case) -> Iterator[Case]:
     spec = case.tensors["topk_ids"]
     assert spec.rows is not None
     rows, topk = spec.shape
-    full = tuple(spec.rows[r % len(spec.rows)] for r in range(rows)) if spec.rows else ()
+    full = spelled(spec).rows or ()
     if topk > 1:
         flat = tuple((v,) for row in full for v in row)
         yield case.but(topk_ids=TensorSpec(spec.dtype, (len(flat), 1), rows=flat))
         for place in range(topk):
             yield case.but(
-                topk_ids=TensorSpec(spec.dtype, (rows, topk - 1), rows=tuple((*r[:place], *r[place + 1 :]) for r in full))
+                topk_ids=take_columns(spec, [p for p in range(topk) if p != place])
             )
     length = rows
     while length >= 1:
         for start in range(0, rows, length):
-            kept = (*full[:start], *full[start + length :])
-            yield case.but(topk_ids=replace(spec, shape=(len(kept), topk), rows=kept, strides=None))
+            yield case.but(topk_ids=spelled(spec, [*range(start), *range(start + length, rows)]))
         length //= 2

@@ -83,29 +83,21 @@ def reduce_case(
     probe = Probe(executor, violation.check, begin + seconds, refusal)
     costly = violation.check in ("hang", "cuda_error")
     confirm = 2 if costly else CONFIRM
-    best, how, complete = case, violation, False
+    best = _Best(case, violation)
+    complete = False
     # The child may die beyond repair while a crash is reduced: what was reached so far still counts.
     with contextlib.suppress(OutOfTime, Unavailable):
         failed, last = probe.rate(case, confirm)
         probe.set_rate(failed, confirm)
-        how = last or how
-        best, how = _descend(best, how, probe, _PASSES[case.op])
+        best.violation = last or violation
+        while _improve(best, probe, _PASSES[case.op]):
+            pass
         complete = True
     probe.deadline = time.monotonic() + max(5.0, 0.5 * seconds)
     failed, last = 0, None
     with contextlib.suppress(OutOfTime, Unavailable):
-        failed, last = probe.rate(best, confirm)
-    return Reduced(best, last or how, failed, confirm, probe.runs, time.monotonic() - begin, complete)
-
-
-def _descend(case: Case, violation: Violation, probe: Probe, passes: Candidates) -> tuple[Case, Violation]:
-    progress = _Best(case, violation)
-    try:
-        while _improve(progress, probe, passes):
-            pass
-    except (OutOfTime, Unavailable):
-        pass
-    return progress.case, progress.violation
+        failed, last = probe.rate(best.case, confirm)
+    return Reduced(best.case, last or best.violation, failed, confirm, probe.runs, time.monotonic() - begin, complete)
 
 
 @dataclass

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from moeproof.strategies.case import Case, TensorSpec, literal
+from moeproof.strategies.case import DTYPES, Case, TensorSpec, literal
 from moeproof.strategies.expand import rows_of
 
 ROW_TENSORS = {
@@ -29,11 +30,23 @@ def is_row_tensor(case: Case, name: str) -> bool:
     return name in ROW_TENSORS[case.op] and len(case.tensors[name].shape) > 0
 
 
+def relaid(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return strides that give a tensor of another shape the same kind of layout."""
+    if spec.strides is None or len(shape) != 2 or len(spec.shape) != 2:
+        return spec.strides
+    outer, inner = spec.strides
+    if outer == 0:
+        return (0, inner)
+    if outer == 1 and inner >= spec.shape[0]:
+        return (1, shape[0] + inner - spec.shape[0])
+    return (max(shape[1] * inner + outer - spec.shape[1] * inner, 1), inner)
+
+
 def spelled(spec: TensorSpec, rows: Sequence[int] | None = None) -> TensorSpec:
-    """Return a contiguous spec of literals: all of a tensor, or some of its rows."""
-    if rows is None:
-        return TensorSpec(spec.dtype, spec.shape, rows=_contents(spec, range(spec.shape[0]) if spec.shape else None))
-    return TensorSpec(spec.dtype, (len(rows), *spec.shape[1:]), rows=_contents(spec, rows))
+    """Return a spec of literals with the layout kept: all of a tensor, or some of its rows."""
+    index = range(spec.shape[0]) if rows is None and spec.shape else rows
+    shape = spec.shape if rows is None else (len(rows), *spec.shape[1:])
+    return TensorSpec(spec.dtype, shape, _contents(spec, index), strides=relaid(spec, shape), offset=spec.offset)
 
 
 def _contents(spec: TensorSpec, rows: Sequence[int] | None) -> tuple[Any, ...]:
@@ -45,21 +58,26 @@ def _contents(spec: TensorSpec, rows: Sequence[int] | None) -> tuple[Any, ...]:
     if rows is None:
         return literal(spec.contents("cpu"))
     index = [0] * len(rows) if broadcast else list(rows)
-    dtype = getattr(__import__("torch"), spec.dtype)
-    return literal(rows_of(spec.recipe or {}, spec.shape, dtype, "cpu", index))
+    return literal(rows_of(spec.recipe or {}, spec.shape, DTYPES[spec.dtype], "cpu", index))
 
 
 def with_rows(case: Case, rows: Sequence[int], *, count: int | None = None) -> Case:
-    """Return the case with only these tokens, spelled out; repeated up to `count` tokens if given."""
+    """Return the case with only these tokens, spelled out; repeated up to `count` tokens if given.
+
+    As many tokens are padding as were among those that stay.
+    """
     changes: dict[str, Any] = {}
-    for name in case.tensors:
+    for name, spec in case.tensors.items():
         if is_row_tensor(case, name):
-            spec = spelled(case.tensors[name], rows)
+            kept = spelled(spec, rows)
             if count is not None:
-                spec = replace(spec, shape=(count, *spec.shape[1:]))
-            changes[name] = spec
+                shape = (count, *spec.shape[1:])
+                kept = replace(kept, shape=shape, strides=relaid(spec, shape))
+            changes[name] = kept
+        elif name == "num_token_non_padded" and spec.rows and count is None:
+            changes[name] = replace(spec, rows=(sum(r < spec.rows[0] for r in rows),))
         else:
-            changes[name] = small(case.tensors[name])
+            changes[name] = small(spec)
     return case.but(**changes)
 
 
@@ -69,15 +87,9 @@ def small(spec: TensorSpec) -> TensorSpec:
 
 
 def spelled_case(case: Case) -> Case:
-    """Return the case with every tensor spelled out but its layout kept, if it is small enough."""
-    changes = {}
-    for name, spec in case.tensors.items():
-        size = 1
-        for n in spec.shape:
-            size *= n
-        if spec.recipe is not None and size <= MAX_VALUES:
-            changes[name] = replace(spelled(spec), strides=spec.strides, offset=spec.offset)
-    return case.but(**changes)
+    """Return the case with every tensor spelled out that is small enough."""
+    recipes = {n: s for n, s in case.tensors.items() if s.recipe is not None and math.prod(s.shape) <= MAX_VALUES}
+    return case.but(**{name: spelled(spec) for name, spec in recipes.items()})
 
 
 def map_values(spec: TensorSpec, function: Any) -> TensorSpec:
@@ -90,13 +102,15 @@ def map_values(spec: TensorSpec, function: Any) -> TensorSpec:
 
 
 def take_columns(spec: TensorSpec, columns: Sequence[int]) -> TensorSpec:
-    """Return the spec with only some columns of a 2-d tensor, or entries of a 1-d one, contiguous."""
+    """Return the spec with only some columns of a 2-d tensor, or entries of a 1-d one; the layout is kept."""
     assert spec.rows is not None
     if len(spec.shape) == 2:
+        shape: tuple[int, ...] = (spec.shape[0], len(columns))
         rows = tuple(tuple(row[c] for c in columns) for row in spec.rows)
-        return TensorSpec(spec.dtype, (spec.shape[0], len(columns)), rows=rows)
-    rows = tuple(spec.rows[c % len(spec.rows)] for c in columns)
-    return TensorSpec(spec.dtype, (len(columns),), rows=rows)
+    else:
+        shape = (len(columns),)
+        rows = tuple(spec.rows[c % len(spec.rows)] for c in columns)
+    return replace(spec, shape=shape, rows=rows, strides=relaid(spec, shape))
 
 
 def distinct(case: Case) -> int:

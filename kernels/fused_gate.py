@@ -1,0 +1,315 @@
+"""The fused MoE gate on CUDA: scores, group choice, top-k, weights, shared experts and id mapping in one launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import validate
+from .gate_plan import SCORINGS, GatePlan, plan
+from .launcher import Kernel, Params, load_kernel, sm_count
+
+_LAYOUT = "<6q5q8i2f"  # GateParams of fused_gate.cu
+_params = Params(_LAYOUT)
+_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_MAX_PREPARED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A validated call: everything but addresses."""
+
+    shape: tuple[int, int]
+    device: torch.device
+    plan: GatePlan | None  # None: no tokens
+    kernel: Kernel | None
+    constants: tuple[int | float, ...]
+
+
+_prepared: dict[Any, _Prepared] = {}
+
+
+def fused_gate(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    topk: int,
+    scoring: str = "sigmoid",
+    num_expert_group: int = 1,
+    topk_group: int = 1,
+    renormalize: bool = True,
+    routed_scaling_factor: float = 1.0,
+    apply_routed_scaling_factor_on_output: bool = False,
+    num_fused_shared_experts: int = 0,
+    num_token_non_padded: torch.Tensor | None = None,
+    expert_map: torch.Tensor | None = None,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Route tokens to experts, as docs/contracts.md says. One launch on the current stream; no gradient.
+
+    A plain CUDA tensor goes straight to the kernel. Under torch.compile, and with tensor subclasses (fake tensors
+    among them), the call goes through ``torch.ops.moeproof.fused_gate``.
+
+    Parameters
+    ----------
+    logits : Tensor
+        ``[T, E]`` float32, bfloat16 or float16, E from 1 to 4096, any strides and alignment.
+    bias : Tensor, optional
+        ``[E]`` float32, bfloat16 or float16: ranks experts, never enters a weight.
+    topk : int
+        Places a row, shared ones included, up to 32.
+    scoring : str
+        ``sigmoid``, ``softmax`` or ``sqrtsoftplus``.
+    num_expert_group, topk_group : int
+        Groups that the experts fall into, and how many are kept.
+    renormalize : bool
+        Divide routed weights by their sum.
+    routed_scaling_factor : float
+        f > 0.
+    apply_routed_scaling_factor_on_output : bool
+        Multiply routed weights by f; shared weights are then 1, else 1/f.
+    num_fused_shared_experts : int
+        Last places of a row that go to shared experts, ids E and up.
+    num_token_non_padded : Tensor, optional
+        int32 scalar or ``[1]``: rows at or past it hold ids −1 and weights 0.
+    expert_map : Tensor, optional
+        ``[E + shared]`` int32, logical to physical id.
+    out : tuple of Tensor, optional
+        Contiguous weights and indices to fill.
+
+    Returns
+    -------
+    weights : Tensor
+        ``[T, topk]`` float32.
+    indices : Tensor
+        ``[T, topk]`` int32, best first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument outside the domain.
+    """
+    if type(logits) is torch.Tensor and not torch.compiler.is_compiling():
+        return run(
+            logits,
+            bias,
+            topk,
+            scoring,
+            num_expert_group,
+            topk_group,
+            renormalize,
+            routed_scaling_factor,
+            apply_routed_scaling_factor_on_output,
+            num_fused_shared_experts,
+            num_token_non_padded,
+            expert_map,
+            out,
+        )
+    validate.tensor("logits", logits, 2, validate.FLOATS)
+    if out is not None:
+        raise TypeError("out is given for a traced or wrapped call; allowed there: None")
+    from . import ops
+
+    return ops.fused_gate(
+        logits,
+        bias,
+        topk,
+        scoring,
+        num_expert_group,
+        topk_group,
+        renormalize,
+        routed_scaling_factor,
+        apply_routed_scaling_factor_on_output,
+        num_fused_shared_experts,
+        num_token_non_padded,
+        expert_map,
+    )
+
+
+def run(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    topk: int,
+    scoring: str,
+    num_expert_group: int,
+    topk_group: int,
+    renormalize: bool,
+    routed_scaling_factor: float,
+    apply_routed_scaling_factor_on_output: bool,
+    num_fused_shared_experts: int,
+    num_token_non_padded: torch.Tensor | None,
+    expert_map: torch.Tensor | None,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what `fused_gate` says, past the dispatcher. Arguments by position."""
+    address = logits.data_ptr()
+    call = (
+        topk,
+        scoring,
+        num_expert_group,
+        topk_group,
+        renormalize,
+        routed_scaling_factor,
+        apply_routed_scaling_factor_on_output,
+        num_fused_shared_experts,
+    )
+    try:
+        key = (
+            logits.shape,
+            logits.stride(),
+            logits.dtype,
+            logits.device,
+            address & 15,
+            call,
+            None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.device),
+            None if num_token_non_padded is None else _signature(num_token_non_padded),
+            None if expert_map is None else _signature(expert_map),
+            None if out is None else tuple(map(_signature, out)),
+        )
+        prepared = _prepared.get(key)
+    except (TypeError, AttributeError):  # an argument of a wrong type, which _prepare names
+        key, prepared = None, None
+    if prepared is None:
+        prepared = _prepare(logits, bias, *call, num_token_non_padded, expert_map, out)
+        if len(_prepared) >= _MAX_PREPARED:
+            _prepared.clear()
+        _prepared[key] = prepared
+    if out is None:
+        device = prepared.device
+        weights = torch.empty(prepared.shape, dtype=torch.float32, device=device)
+        indices = torch.empty(prepared.shape, dtype=torch.int32, device=device)
+    else:
+        weights, indices = out
+    if prepared.kernel is None or prepared.plan is None:
+        return weights, indices
+    params = _params.pack(
+        address,
+        0 if bias is None else bias.data_ptr(),
+        weights.data_ptr(),
+        indices.data_ptr(),
+        0 if num_token_non_padded is None else num_token_non_padded.data_ptr(),
+        0 if expert_map is None else expert_map.data_ptr(),
+        *prepared.constants,
+    )
+    prepared.kernel.launch(prepared.plan.grid, prepared.plan.block, params)
+    return weights, indices
+
+
+def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def check_arguments(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    topk: int,
+    scoring: str,
+    num_expert_group: int,
+    topk_group: int,
+    renormalize: bool,
+    routed_scaling_factor: float,
+    apply_routed_scaling_factor_on_output: bool,
+    num_fused_shared_experts: int,
+    num_token_non_padded: torch.Tensor | None,
+    expert_map: torch.Tensor | None,
+    out: tuple[torch.Tensor, torch.Tensor] | None,
+) -> None:
+    """Raise TypeError or ValueError for arguments outside the domain; the device's kind is not looked at."""
+    validate.tensor("logits", logits, 2, validate.FLOATS)
+    tokens, experts = logits.shape
+    if not 1 <= experts <= validate.MAX_EXPERTS:
+        raise ValueError(f"logits has {experts} experts; allowed: 1 to {validate.MAX_EXPERTS}")
+    if bias is not None:
+        validate.tensor("bias", bias, 1, validate.FLOATS)
+        validate.shape("bias", bias, (experts,), "one value an expert")
+        validate.same_device("bias", bias, logits, "logits")
+    validate.integer("topk", topk, 1, validate.MAX_PLACES)
+    validate.integer("num_fused_shared_experts", num_fused_shared_experts, 0, topk - 1)
+    routed = topk - num_fused_shared_experts
+    if routed > experts:
+        raise ValueError(f"topk is {topk} with {num_fused_shared_experts} shared; allowed: {experts} routed places")
+    validate.choice("scoring", scoring, tuple(SCORINGS))
+    validate.integer("num_expert_group", num_expert_group, 1, experts)
+    if experts % num_expert_group:
+        raise ValueError(f"num_expert_group is {num_expert_group}; allowed: a divisor of {experts}")
+    validate.integer("topk_group", topk_group, 1, num_expert_group)
+    if num_expert_group > 1 and routed > topk_group * (experts // num_expert_group):
+        raise ValueError(
+            f"topk_group is {topk_group}; allowed: groups of {experts // num_expert_group} experts"
+            f" for {routed} routed places"
+        )
+    validate.boolean("renormalize", renormalize)
+    validate.boolean("apply_routed_scaling_factor_on_output", apply_routed_scaling_factor_on_output)
+    validate.scale("routed_scaling_factor", routed_scaling_factor)
+    validate.row_limit(num_token_non_padded, logits, "logits")
+    if expert_map is not None:
+        validate.tensor("expert_map", expert_map, 1, (torch.int32,))
+        validate.shape("expert_map", expert_map, (experts + num_fused_shared_experts,), "one id an expert")
+        validate.same_device("expert_map", expert_map, logits, "logits")
+    if out is not None:
+        shapes = ((tokens, topk), (tokens, topk))
+        validate.outputs(out, ("weights", "indices"), shapes, (torch.float32, torch.int32), logits)
+
+
+def _prepare(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    topk: int,
+    scoring: str,
+    groups: int,
+    kept: int,
+    renormalize: bool,
+    factor: float,
+    on_output: bool,
+    shared: int,
+    limit: torch.Tensor | None,
+    expert_map: torch.Tensor | None,
+    out: tuple[torch.Tensor, torch.Tensor] | None,
+) -> _Prepared:
+    flags = (topk, scoring, groups, kept, renormalize, factor, on_output, shared)
+    check_arguments(logits, bias, *flags, limit, expert_map, out)
+    validate.on_cuda("logits", logits)
+    tokens, experts = logits.shape
+    if tokens == 0:
+        return _Prepared((tokens, topk), logits.device, None, None, ())
+    rows, columns = logits.stride()
+    index = logits.device.index
+    chosen = plan(
+        tokens,
+        experts,
+        dtype=_DTYPE_NAMES[logits.dtype],
+        scoring=scoring,
+        biased=bias is not None,
+        groups=groups,
+        unit_stride=columns == 1 or experts == 1,
+        alignment=_alignment(logits.data_ptr(), rows * logits.itemsize if tokens > 1 else 0),
+        sm_count=sm_count(index),
+    )
+    constants = (
+        tokens,
+        rows,
+        columns,
+        0 if bias is None else bias.stride(0),
+        0 if expert_map is None else expert_map.stride(0),
+        experts,
+        topk - shared,
+        topk,
+        groups,
+        kept,
+        _DTYPE_CODES[logits.dtype],
+        0 if bias is None else _DTYPE_CODES[bias.dtype],
+        int(renormalize),
+        factor if on_output else 1.0,
+        1.0 if on_output else 1.0 / factor,
+    )
+    kernel = load_kernel("fused_gate.cu", chosen.name, index)
+    return _Prepared((tokens, topk), logits.device, chosen, kernel, constants)
+
+
+def _alignment(address: int, step: int) -> int:
+    """Return the largest power of two, up to 16, that divides both."""
+    both = address | step | 16
+    return both & -both

@@ -1,0 +1,287 @@
+"""sglang-kernel: SGLang's ahead-of-time operators, ``torch.ops.sgl_kernel``.
+
+Sources named below are paths in the repository sgl-project/sglang; the wheel ships their Python side.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from moeproof.strategies.case import Case
+from moeproof.strategies.domain import AlignDomain, GateDomain
+from moeproof.verify.subject import Subject
+
+from .adapter import loader
+from .locate import version
+
+_CONTIGUOUS = ("contiguous", "offset")
+"""The operators take data pointers and check no strides, so strided input is nothing that they claim."""
+
+# sgl_kernel/load_utils.py: sm90 (built with fast math) on compute capability 9.0, sm100 on any other.
+_LOAD = """\
+import os
+import pathlib
+
+import torch
+
+folder = os.environ.get("MOEPROOF_LIBRARIES")
+build = "sm90" if torch.cuda.get_device_capability() == (9, 0) else "sm100"
+bare = sorted(pathlib.Path(folder, "sgl_kernel").glob("*/common_ops.*")) if folder else []
+if bare:
+    matching = [file for file in bare if file.parent.name == build]
+    if not matching:
+        raise ImportError(f"this GPU takes sgl_kernel/{build}; the folder {folder} holds {bare[0].parent.name}")
+    torch.ops.load_library(str(matching[0]))
+else:
+    import sgl_kernel  # noqa: F401
+
+
+"""
+
+_KIMI_K2 = (
+    _LOAD
+    + """\
+def run(args, outputs):
+    weights, indices = torch.ops.sgl_kernel.kimi_k2_moe_fused_gate(
+        args["logits"],
+        args["bias"],
+        args["topk"],
+        args.get("renormalize", True),
+        args.get("routed_scaling_factor", 1.0),
+        args.get("apply_routed_scaling_factor_on_output", False),
+    )
+    return {"weights": weights, "indices": indices}
+"""
+)
+
+_MOE_FUSED_GATE = (
+    _LOAD
+    + """\
+def run(args, outputs):
+    weights, indices = torch.ops.sgl_kernel.moe_fused_gate(
+        args["logits"],
+        args["bias"],
+        args.get("num_expert_group", 1),
+        args.get("topk_group", 1),
+        args["topk"],
+        args.get("num_fused_shared_experts", 0),
+        args.get("routed_scaling_factor", 1.0),
+        args.get("apply_routed_scaling_factor_on_output", False),
+    )
+    return {"weights": weights, "indices": indices}
+"""
+)
+
+_TOPK_SIGMOID = (
+    _LOAD
+    + """\
+def run(args, outputs):
+    torch.ops.sgl_kernel.topk_sigmoid(
+        outputs["weights"], outputs["indices"], args["logits"], args.get("renormalize", True), args.get("bias")
+    )
+"""
+)
+
+_TOPK_SOFTMAX = (
+    _LOAD
+    + """\
+def run(args, outputs):
+    torch.ops.sgl_kernel.topk_softmax(
+        outputs["weights"], outputs["indices"], args["logits"], args.get("renormalize", True), 0.0, None
+    )
+"""
+)
+
+# Conventions of python/sglang/srt/layers/moe/moe_runner/triton_utils/moe_align_block_size.py: one bucket more than
+# experts (for -1), num_experts + 2 prefix sums, and a length of sorted_token_ids that is a multiple of 4. Only the
+# blocks in use get an expert, so the tail that the contract asks for is set beforehand.
+_ALIGN = (
+    _LOAD
+    + """\
+def run(args, outputs):
+    ids, experts, block = args["topk_ids"], args["num_experts"], args["block_size"]
+    size = outputs["sorted_token_ids"].numel()
+    places = outputs["sorted_token_ids"] if size % 4 == 0 else ids.new_empty((size + 3) // 4 * 4, dtype=torch.int32)
+    outputs["expert_ids"].fill_(-1)
+    torch.ops.sgl_kernel.moe_align_block_size(
+        ids,
+        experts + 1,
+        block,
+        places,
+        outputs["expert_ids"],
+        outputs["num_tokens_post_pad"],
+        torch.empty(experts + 2, dtype=torch.int32, device=ids.device),
+        True,
+    )
+    return outputs | {"sorted_token_ids": places[:size]}
+"""
+)
+
+_ALIGN_EXACT = _ALIGN.replace(
+    'outputs["sorted_token_ids"] if size % 4 == 0 else ids.new_empty((size + 3) // 4 * 4, dtype=torch.int32)',
+    'outputs["sorted_token_ids"]',
+)
+
+
+def _gate(variant: str, snippet: str, domain: GateDomain, path: object) -> Subject:
+    name = f"sglang-kernel:fused_gate@{variant}"
+    return Subject(
+        name=name,
+        op="fused_gate",
+        load=loader(name, ("sglang-kernel",), snippet),
+        domain=domain,
+        device="cuda",
+        capturable=True,
+        path=path,  # type: ignore[arg-type]
+        repro=snippet,
+        version=partial(version, "sglang-kernel"),
+        tags=("library",),
+    )
+
+
+def _kimi_k2_path(case: Case) -> str:
+    # sgl-kernel/csrc/moe/kimi_k2_moe_fused_gate.cu: SMALL_TOKEN_THRESHOLD.
+    return "a block a token" if case.tensors["logits"].shape[0] <= 512 else "a warp a token"
+
+
+def _kimi_k2() -> Subject:
+    domain = GateDomain(
+        experts=(384,),  # checked
+        topk=range(
+            1, 9
+        ),  # sgl-kernel/csrc/moe/kimi_k2_moe_fused_gate.cu: shared arrays of 8 ("up to topk=6 ...")
+        logits_dtypes=("float32",),  # checked, as is the bias
+        bias_dtypes=("float32",),
+        bias="required",
+        scorings=("sigmoid",),
+        groups="none",
+        shared=range(1),
+        padding=False,
+        expert_map=False,
+        layouts=_CONTIGUOUS,
+        thresholds={"tokens": (512,)},
+    )
+    return _gate("kimi_k2", _KIMI_K2, domain, _kimi_k2_path)
+
+
+def _moe_fused_gate_path(case: Case) -> str:
+    # sgl-kernel/csrc/moe/moe_fused_gate.cu: the branches for 256 / 16 and 128 / 8 hang on an else of the dtype, so
+    # those shapes take the dynamic kernel.
+    shape = (case.tensors["logits"].shape[1], case.params.get("num_expert_group", 1))
+    return "static" if shape in ((256, 8), (128, 4)) else "dynamic"
+
+
+def _moe_fused_gate_extra(case: Case) -> str | None:
+    # sgl-kernel/csrc/moe/moe_fused_gate.cu, "Case 3": 8 <= num_experts / num_expert_group <= 32.
+    experts, groups = case.tensors["logits"].shape[1], int(case.params.get("num_expert_group", 1))
+    return (
+        None
+        if experts // groups >= 8
+        else f"{experts} experts in {groups} groups; allowed: 8 or more a group"
+    )
+
+
+def _moe_fused_gate() -> Subject:
+    domain = GateDomain(
+        experts=tuple(1 << n for n in range(3, 13)),  # checked: a power of 2
+        # Half-precision input is scored and summed in its own dtype, as the library's reference does
+        # (biased_grouped_topk_impl); the contract scores in float32, so only float32 can be judged by it.
+        logits_dtypes=("float32",),
+        bias_dtypes=("float32",),
+        bias="required",
+        scorings=("sigmoid",),
+        max_experts_per_group=32,  # checked
+        renormalize=(True,),  # it has no such flag: weights are always normalised
+        padding=False,
+        expert_map=False,
+        layouts=_CONTIGUOUS,
+        thresholds={"experts": (128, 256)},
+        extra=_moe_fused_gate_extra,
+    )
+    return _gate("moe_fused_gate", _MOE_FUSED_GATE, domain, _moe_fused_gate_path)
+
+
+def _topk_path(case: Case, *, largest: int) -> str:
+    experts = case.tensors["logits"].shape[1]
+    return "one kernel" if experts & (experts - 1) == 0 and experts <= largest else "workspace"
+
+
+def _topk_sigmoid() -> Subject:
+    domain = GateDomain(
+        bias_dtypes=("float32",),  # checked
+        scorings=("sigmoid",),
+        groups="none",
+        shared=range(1),
+        scale_on_output=(False,),
+        padding=False,
+        expert_map=False,
+        layouts=_CONTIGUOUS,
+        thresholds={"experts": (1, 2, 4, 8, 16, 32, 64, 128, 256)},
+    )
+    return _gate("topk_sigmoid", _TOPK_SIGMOID, domain, partial(_topk_path, largest=256))
+
+
+def _topk_softmax() -> Subject:
+    domain = GateDomain(
+        # Its correction_bias joins the logits before the softmax and so enters the weights: another operation.
+        bias="none",
+        scorings=("softmax",),
+        groups="none",
+        shared=range(1),
+        scale_on_output=(False,),
+        padding=False,
+        expert_map=False,
+        layouts=_CONTIGUOUS,
+        thresholds={"experts": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), "topk": (1,)},
+    )
+    return _gate("topk_softmax", _TOPK_SOFTMAX, domain, partial(_topk_path, largest=512))
+
+
+def _align_path(case: Case) -> str:
+    # sgl-kernel/csrc/moe/moe_align_kernel.cu: small_batch_expert_mode; a bucket more than experts.
+    tokens, topk = case.tensors["topk_ids"].shape
+    small = tokens * topk < 1024 and int(case.params["num_experts"]) + 1 <= 64
+    return "small batch" if small else "two kernels"
+
+
+def _align(variant: str, snippet: str) -> Subject:
+    name = f"sglang-kernel:moe_align_block_size{variant}"
+    domain = AlignDomain(
+        experts=range(1, 1024),  # one thread of a block of 1024 a bucket, and a bucket more than experts
+        # kernels/ops/moe/moe_align.py: "IDs must be in [-1, num_experts - 2]", counting that bucket.
+        out_of_range=False,
+        expert_map=False,
+        layouts=_CONTIGUOUS,
+        thresholds={"ids": (1023, 1024), "experts": (63, 64)},
+    )
+    return Subject(
+        name=name,
+        op="moe_align_block_size",
+        load=loader(name, ("sglang-kernel",), snippet),
+        domain=domain,
+        device="cuda",
+        order="any",  # places within an expert are handed out by atomic increments
+        minus_one="sentinel_blocks",
+        bitwise=False,
+        capturable=True,
+        path=_align_path,
+        repro=snippet,
+        version=partial(version, "sglang-kernel"),
+        tags=("library",),
+    )
+
+
+def subjects() -> list[Subject]:
+    """Return the subjects of sglang-kernel.
+
+    ``moe_align_block_size`` follows SGLang's own caller; ``moe_align_block_size@exact`` passes a `sorted_token_ids`
+    of any length, which the operator takes without a check.
+    """
+    return [
+        _kimi_k2(),
+        _moe_fused_gate(),
+        _topk_sigmoid(),
+        _topk_softmax(),
+        _align("", _ALIGN),
+        _align("@exact", _ALIGN_EXACT),
+    ]
