@@ -89,7 +89,7 @@ def nvrtc_version() -> tuple[int, int]:
 def compile_cubin(source: str, name_expressions: Sequence[str], arch: str = "sm_90") -> Cubin:
     """Compile CUDA C++ source, or take the result from the cache.
 
-    A cache that can't be read or written is as good as none. An entry that is corrupt, or another key's, is rebuilt.
+    A cache that can't be read or written is as good as none. A corrupt entry, or another key's, is rebuilt.
 
     Parameters
     ----------

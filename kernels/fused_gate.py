@@ -1,4 +1,4 @@
-"""The fused MoE gate on CUDA: scores, group choice, top-k, weights, shared experts and id mapping in one launch."""
+"""The fused MoE gate on CUDA: scores, groups, top-k, weights, shared experts and id mapping in one launch."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def fused_gate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Route tokens to experts, as docs/contracts.md says. One launch on the current stream; no gradient.
 
-    A plain CUDA tensor goes straight to the kernel. Under torch.compile, and with tensor subclasses (fake tensors
-    among them), the call goes through ``torch.ops.moeproof.fused_gate``.
+    Plain tensors go straight to the kernel. Under torch.compile, and for meta tensors and subclasses (fake
+    tensors among them), the call goes through ``torch.ops.moeproof.fused_gate``.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def fused_gate(
     TypeError, ValueError
         For an argument outside the domain.
     """
-    if type(logits) is torch.Tensor and not torch.compiler.is_compiling():
+    if type(logits) is torch.Tensor and not logits.is_meta and not torch.compiler.is_compiling():
         return run(
             logits,
             bias,
@@ -176,7 +176,8 @@ def run(
         prepared = _prepare(logits, bias, *call, num_token_non_padded, expert_map, out)
         if len(_prepared) >= _MAX_PREPARED:
             _prepared.clear()
-        _prepared[key] = prepared
+        if key is not None:
+            _prepared[key] = prepared
     if out is None:
         device = prepared.device
         weights = torch.empty(prepared.shape, dtype=torch.float32, device=device)
@@ -230,7 +231,9 @@ def check_arguments(
     validate.integer("num_fused_shared_experts", num_fused_shared_experts, 0, topk - 1)
     routed = topk - num_fused_shared_experts
     if routed > experts:
-        raise ValueError(f"topk is {topk} with {num_fused_shared_experts} shared; allowed: {experts} routed places")
+        raise ValueError(
+            f"topk is {topk} with {num_fused_shared_experts} shared; allowed: {experts} routed places"
+        )
     validate.choice("scoring", scoring, tuple(SCORINGS))
     validate.integer("num_expert_group", num_expert_group, 1, experts)
     if experts % num_expert_group:

@@ -1,4 +1,4 @@
-"""Which instantiation of the gate kernel runs a case, and how it is launched: pure functions and their numbers."""
+"""Which instantiation of the gate kernel runs a case, with what launch shape: pure functions and numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ EXPERTS_PER_LANE = (1, 2, 4, 5, 6, 8, 12, 16, 24, 32)
 WARP_EXPERTS = 1024
 """Most experts for which one warp may own a row."""
 WARP_EXPERTS_GENERIC = 512
-"""The same for run-time strides, staged groups and sqrtsoftplus, whose long unrolled bodies compile slowly."""
+"""The same for run-time strides, staged groups and sqrtsoftplus, whose unrolled bodies compile slowly."""
 SPLIT_EXPERTS = 512
 """More experts than this are split over several warps while there are few rows."""
 FEW_ROWS_PER_SM = 2

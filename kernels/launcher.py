@@ -1,7 +1,7 @@
 """Loads cubins and launches kernels through the CUDA driver, with as little Python a launch as possible.
 
-Every kernel takes one parameter, a struct by value, so that the array of parameter pointers never changes: a launch
-packs the struct and calls the driver once.
+Every kernel takes one parameter, a struct by value, so the array of parameter pointers never changes: a
+launch packs the struct and calls the driver once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def _driver() -> Any:
     cuda.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
     cuda.cuDevicePrimaryCtxRetain.argtypes = [pointer, ctypes.c_int]
     cuda.cuGetErrorName.argtypes = [ctypes.c_int, pointer]
-    for name in ("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuCtxSetCurrent", "cuThreadExchangeStreamCaptureMode"):
+    for name in (
+        "cuCtxPushCurrent_v2",
+        "cuCtxPopCurrent_v2",
+        "cuCtxSetCurrent",
+        "cuThreadExchangeStreamCaptureMode",
+    ):
         getattr(cuda, name).argtypes = [pointer]
     if status := cuda.cuInit(0):
         raise LaunchError(f"cuInit: CUDA error {status}")

@@ -13,7 +13,7 @@ from .ids import IdSpace, ids
 from .layouts import with_layout
 from .presets import Preset, preset_named, presets_in
 from .recipe import MAX_EXPERTS
-from .sizes import Choices, size
+from .sizes import Choices, tokens
 
 MAX_ELEMENTS = 1 << 18
 CAPACITY_FACTOR = 4
@@ -77,13 +77,13 @@ def _cases(
         topk = all_topk.draw(draw, 0, max(domain.topk[0], budget // max(domain.tokens[0], 1)))
     else:
         experts, topk = model.experts, model.topk
-    tokens = _tokens(draw, domain, budget, topk)
-    count = tokens * topk
+    rows = _tokens(draw, domain, budget, topk)
+    count = rows * topk
     room = CAPACITY_FACTOR * max_elements - count
     largest = max(1 + room // max(min(count, experts + 1), 1), min(domain.block_sizes))
     block_size = all_block_sizes.draw(draw, 1, largest)
     space = IdSpace(experts, block_size, domain.minus_one, domain.out_of_range)
-    spec = TensorSpec(pick(draw, domain.ids_dtypes), (tokens, topk), recipe=ids(draw, tokens, topk, space))
+    spec = TensorSpec(pick(draw, domain.ids_dtypes), (rows, topk), recipe=ids(draw, rows, topk, space))
     tensors = {"topk_ids": with_layout(draw, spec, domain.layouts)}
     if domain.expert_map and chance(draw, 4):
         tensors["expert_map"] = TensorSpec("int32", (experts,), recipe=_expert_map(draw, experts))
@@ -95,7 +95,7 @@ def _tokens(draw: Draw, domain: AlignDomain, budget: int, topk: int) -> int:
     low = domain.tokens[0]
     high = max(low, min(domain.tokens[-1], budget // max(topk, 1)))
     thresholds = [-(-n // max(topk, 1)) for n in domain.thresholds.get("ids", ())]
-    return size(draw, low, high, thresholds)
+    return tokens(draw, low, high, thresholds)
 
 
 def _expert_map(draw: Draw, experts: int) -> dict[str, Any]:

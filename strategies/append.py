@@ -12,7 +12,7 @@ from .gate import non_padded
 from .ids import IdSpace, ids
 from .layouts import with_layout
 from .presets import Preset, preset_named, presets_in
-from .sizes import Choices, size, token_limit
+from .sizes import Choices, token_limit, tokens
 
 MAX_ELEMENTS = 1 << 18
 EXPERTS = Choices(range(1, 4097))
@@ -73,23 +73,23 @@ def _cases(
     else:
         experts, topk, shared = model.experts, model.topk, model.shared
     high = token_limit(domain.tokens, topk + shared, max_elements)
-    tokens = size(draw, domain.tokens[0], high, domain.thresholds.get("tokens", ()))
-    weights = scores.logits(draw, tokens, scores.Row(topk))
+    count = tokens(draw, domain.tokens[0], high, domain.thresholds.get("tokens", ()))
+    weights = scores.logits(draw, count, scores.Row(topk))
     form = pick(draw, domain.shared_forms)
-    shape = {"matrix": (tokens, shared), "vector": (tokens,), "scalar": ()}[form]
+    shape = {"matrix": (count, shared), "vector": (count,), "scalar": ()}[form]
     shared_row = scores.Row(shape[-1] if shape else 1)
     specs = {
         "topk_ids": TensorSpec(
-            pick(draw, domain.ids_dtypes), (tokens, topk), recipe=ids(draw, tokens, topk, IdSpace(experts))
+            pick(draw, domain.ids_dtypes), (count, topk), recipe=ids(draw, count, topk, IdSpace(experts))
         ),
-        "topk_weights": TensorSpec(pick(draw, domain.weights_dtypes), (tokens, topk), recipe=weights),
+        "topk_weights": TensorSpec(pick(draw, domain.weights_dtypes), (count, topk), recipe=weights),
         "shared_weights": TensorSpec(
             pick(draw, domain.shared_dtypes), shape, recipe=scores.logits(draw, _rows(shape), shared_row)
         ),
     }
     tensors = {name: with_layout(draw, spec, domain.layouts) for name, spec in specs.items()}
     if domain.padding and chance(draw, 4):
-        tensors["num_token_non_padded"] = non_padded(draw, tokens)
+        tensors["num_token_non_padded"] = non_padded(draw, count)
     params = {"num_experts": experts, "num_fused_shared_experts": shared}
     return Case("append_shared_experts", params, tensors)
 

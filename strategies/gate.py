@@ -13,7 +13,7 @@ from .draws import Draw, chance, integer, pick, seed
 from .layouts import with_layout
 from .presets import Preset, Shape, model_shapes, preset_named, presets_in
 from .recipe import MAX_EXPERTS
-from .sizes import Choices, size, token_limit
+from .sizes import Choices, token_limit, tokens
 
 MAX_ELEMENTS = 1 << 18
 SCALES = (1.0, 2.5, 2.827, 0.5, 1.0 / 3.0, 16.0)
@@ -96,7 +96,7 @@ class Space:
     def draw(self, draw: Draw) -> tuple[int, Shape]:
         """Draw T and the shape; shrinks towards the smallest, ungrouped and without shared experts."""
         experts = self.experts.draw(draw, 1, MAX_EXPERTS)
-        tokens = self.draw_tokens(draw, experts)
+        count = self.draw_tokens(draw, experts)
         groupings = self.groupings(experts)
         # The first, ungrouped or without shared experts, half of the time.
         groups, low, high = pick(draw, [*groupings[:1] * (len(groupings) - 1), *groupings])
@@ -105,13 +105,13 @@ class Space:
         choices = [s for s in self.domain.shared if self.topk.within(s + 1, s + most)]
         shared = pick(draw, [*choices[:1] * len(choices), *choices])
         topk = self.topk.draw(draw, shared + 1, shared + most)
-        return tokens, Shape(experts, topk, shared, groups, topk_group)
+        return count, Shape(experts, topk, shared, groups, topk_group)
 
     def draw_tokens(self, draw: Draw, experts: int) -> int:
         """Draw T for E experts."""
-        tokens = self.domain.tokens
-        high = token_limit(tokens, experts, self.max_elements)
-        return size(draw, tokens[0], high, self.domain.thresholds.get("tokens", ()))
+        allowed = self.domain.tokens
+        high = token_limit(allowed, experts, self.max_elements)
+        return tokens(draw, allowed[0], high, self.domain.thresholds.get("tokens", ()))
 
 
 def _divisors(n: int) -> list[int]:
@@ -125,13 +125,13 @@ def _cases(draw: Draw, space: Space, models: tuple[Preset, ...], only_models: bo
     model = pick(draw, models) if models and (only_models or chance(draw, 4)) else None
     params: dict[str, Any]
     if model is None:
-        tokens, shape = space.draw(draw)
+        count, shape = space.draw(draw)
         scoring = pick(draw, domain.scorings)
         renormalize = pick(draw, domain.renormalize)
         scale = pick(draw, SCALES) if domain.scale else 1.0
     else:
         shape = pick(draw, model_shapes(model, domain))
-        tokens = space.draw_tokens(draw, shape.experts)
+        count = space.draw_tokens(draw, shape.experts)
         scoring, renormalize = model.scoring, model.renormalize
         scale = model.scale if domain.scale else 1.0
     params = {
@@ -144,25 +144,25 @@ def _cases(draw: Draw, space: Space, models: tuple[Preset, ...], only_models: bo
         "apply_routed_scaling_factor_on_output": pick(draw, domain.scale_on_output),
         "num_fused_shared_experts": shape.shared,
     }
-    return Case("fused_gate", params, _tensors(draw, domain, tokens, shape, model))
+    return Case("fused_gate", params, _tensors(draw, domain, count, shape, model))
 
 
 def _tensors(
-    draw: Draw, domain: GateDomain, tokens: int, shape: Shape, model: Preset | None
+    draw: Draw, domain: GateDomain, count: int, shape: Shape, model: Preset | None
 ) -> dict[str, TensorSpec]:
     row = scores.Row(shape.experts, shape.topk - shape.shared, shape.groups, nan=domain.nan, inf=domain.inf)
     dtypes = domain.logits_dtypes
     if domain.bias == "required" and domain.bias_same_dtype:
         dtypes = tuple(d for d in dtypes if d in domain.bias_dtypes)
     dtype = model.dtype if model is not None and model.dtype in dtypes else pick(draw, dtypes)
-    spec = TensorSpec(dtype, (tokens, shape.experts), recipe=scores.logits(draw, tokens, row))
+    spec = TensorSpec(dtype, (count, shape.experts), recipe=scores.logits(draw, count, row))
     tensors = {"logits": with_layout(draw, spec, domain.layouts)}
     bias_dtypes = tuple(d for d in domain.bias_dtypes if d == dtype or not domain.bias_same_dtype)
     if _has_bias(draw, domain, model, bias_dtypes):
         recipe = scores.bias(draw, row)
         tensors["bias"] = TensorSpec(pick(draw, bias_dtypes), (shape.experts,), recipe=recipe)
     if domain.padding and chance(draw, 4):
-        tensors["num_token_non_padded"] = non_padded(draw, tokens)
+        tensors["num_token_non_padded"] = non_padded(draw, count)
     if domain.expert_map and chance(draw, 4):
         tensors["expert_map"] = _expert_map(draw, shape.experts + shape.shared)
     return tensors
@@ -174,11 +174,11 @@ def _has_bias(draw: Draw, domain: GateDomain, model: Preset | None, dtypes: tupl
     return model.bias if model is not None else pick(draw, (False, True))
 
 
-def non_padded(draw: Draw, tokens: int) -> TensorSpec:
+def non_padded(draw: Draw, count: int) -> TensorSpec:
     """Draw `num_token_non_padded` for T tokens: all, none, one, all but one, more than there are, or any."""
-    value = pick(draw, (tokens, 0, min(1, tokens), max(tokens - 1, 0), tokens + 3, None))
+    value = pick(draw, (count, 0, min(1, count), max(count - 1, 0), count + 3, None))
     if value is None:
-        value = integer(draw, 0, tokens)
+        value = integer(draw, 0, count)
     return TensorSpec("int32", pick(draw, ((), (1,))), rows=(value,))
 
 

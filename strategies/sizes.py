@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 
-from .draws import Draw, integer, pick
+from .draws import Draw, chance, integer, pick
 
 # Powers of two, and multiples of a warp (32) and of wide vectors (4, 8) that are none.
 _CENTRES = (*(1 << i for i in range(31)), 3, 5, 6, 12, 24, 48, 96, 192, 160, 320, 384, 576, 640, 768, 1536)
@@ -71,6 +71,13 @@ class Choices:
         return first < len(self.allowed) and self.allowed[first] <= high
 
 
-def token_limit(tokens: range, width: int, max_elements: int) -> int:
-    """Return the largest T in `tokens` with T·width within the budget, or the smallest T if there is none."""
-    return max(tokens[0], min(tokens[-1], max_elements // max(width, 1)))
+def tokens(draw: Draw, low: int, high: int, thresholds: Iterable[int] = ()) -> int:
+    """Draw T in [low, high]: as `size` does, but 0 only once in a while; shrinks towards 1."""
+    if low == 0 and (high == 0 or chance(draw, 25)):
+        return 0
+    return size(draw, max(low, 1), high, thresholds)
+
+
+def token_limit(allowed: range, width: int, max_elements: int) -> int:
+    """Return the largest allowed T with T·width within the budget, or the smallest T if there is none."""
+    return max(allowed[0], min(allowed[-1], max_elements // max(width, 1)))

@@ -14,7 +14,7 @@ from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDo
 
 from .subject import OUTPUTS, Call, Subject, Unavailable, from_function, register
 
-LIBRARIES: tuple[str, ...] = ()
+LIBRARIES: tuple[str, ...] = ("sglang_kernel",)
 """Modules of moeproof.verify.libraries, each with a function `subjects`."""
 
 _FULL: dict[str, Domain] = {

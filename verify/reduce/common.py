@@ -10,7 +10,7 @@ from typing import Any
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify.violation import Violation
 
-from .literal import MAX_VALUES, ROW_TENSORS, is_row_tensor, map_values, spelled_case, tokens, with_rows
+from .literal import MAX_VALUES, ROW_TENSORS, is_row_tensor, map_values, spelled_case, tokens, values_of, with_rows
 
 LEADS = 4
 """Failing rows that are tried alone."""
@@ -62,6 +62,7 @@ def plain_tensors(case: Case, optional: tuple[str, ...]) -> Iterator[Case]:
         yield case.but(**plain)
     for name, spec in plain.items():
         yield case.but(**{name: spec})
+        yield case.but(**{name: replace(case.tensors[name], strides=None)})
         yield case.but(**{name: replace(case.tensors[name], offset=0)})
         if case.tensors[name].offset > 1:
             yield case.but(**{name: replace(case.tensors[name], offset=1)})
@@ -85,7 +86,7 @@ def simpler_values(case: Case, names: tuple[str, ...]) -> Iterator[Case]:
         spec = case.tensors.get(name)
         if spec is None or spec.rows is None:
             continue
-        values = _distinct(spec)
+        values = values_of(spec)
         if not 1 <= len(values) <= 64:
             continue
         for value in values:
@@ -111,13 +112,6 @@ def _cells(case: Case, name: str, spec: TensorSpec) -> Iterator[Case]:
                 if repr(value) != repr(zero):
                     changed = (*row[:c], zero, *row[c + 1 :])
                     yield case.but(**{name: replace(spec, rows=(*spec.rows[:r], changed, *spec.rows[r + 1 :]))})
-
-
-def _distinct(spec: TensorSpec) -> list[Any]:
-    flat: list[Any] = []
-    map_values(spec, flat.append)
-    unique = {repr(v): v for v in flat}
-    return sorted(unique.values(), key=lambda v: (math.isnan(v), v))
 
 
 def _simple(value: Any) -> list[Any]:

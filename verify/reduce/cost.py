@@ -6,7 +6,7 @@ from typing import Any
 
 from moeproof.strategies.case import Case
 
-from .literal import distinct, tokens
+from .literal import tokens, values_of
 
 PLAIN: dict[str, Any] = {
     "scoring": "sigmoid",
@@ -28,6 +28,7 @@ def cost(case: Case) -> tuple[Any, ...]:
     narrow = sum(spec.dtype in ("bfloat16", "float16", "int64") for spec in case.tensors.values())
     extra = sum(name in case.tensors for name in OPTIONAL)
     flags = sum(name in case.params and case.params[name] != value for name, value in PLAIN.items())
+    distinct = sum(len(values_of(spec)) for spec in case.tensors.values())
     values = [len(repr(spec.rows)) for spec in case.tensors.values() if spec.rows is not None]
     if case.op == "fused_gate":
         sizes = (tokens(case), case.tensors["logits"].shape[1], case.params["topk"])
@@ -37,4 +38,4 @@ def cost(case: Case) -> tuple[Any, ...]:
     else:
         shared = int(case.params.get("num_fused_shared_experts", 1))
         sizes = (tokens(case), case.tensors["topk_ids"].shape[1], shared, case.params["num_experts"])
-    return (*sizes, extra + flags + layouts + narrow, recipes, distinct(case), sum(values))
+    return (*sizes, extra + flags + layouts + narrow, recipes, distinct, sum(values))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from moeproof.strategies.case import Case, CaseError
+from moeproof.strategies.case import Case
 from moeproof.verify.child import Executor
 from moeproof.verify.subject import Unavailable
 from moeproof.verify.violation import Violation
@@ -109,18 +109,11 @@ class _Best:
 def _improve(best: _Best, probe: Probe, passes: Candidates) -> bool:
     """Take the first candidate that fails and is cheaper; say whether there was one."""
     price = cost(best.case)
-    iterator = passes(best.case, best.violation, probe)
-    while True:
-        try:
-            candidate = next(iterator)
-        except StopIteration:
-            return False
-        except CaseError:
-            # A generator is spent once it raises: the passes build only well-formed cases, so this is the last one.
-            return False
+    for candidate in passes(best.case, best.violation, probe):
         if cost(candidate) >= price:
             continue
         found = probe.fails(candidate)
         if found is not None:
             best.case, best.violation = candidate, found
             return True
+    return False

@@ -113,18 +113,16 @@ def take_columns(spec: TensorSpec, columns: Sequence[int]) -> TensorSpec:
     return replace(spec, shape=shape, rows=rows, strides=relaid(spec, shape))
 
 
-def distinct(case: Case) -> int:
-    """Return how many distinct values the spelled-out tensors hold."""
-    found: set[str] = set()
+def values_of(spec: TensorSpec) -> list[Any]:
+    """Return the distinct literals of a spec, ascending, NaN last."""
+    found: dict[str, Any] = {}
 
     def walk(value: Any) -> None:
         if isinstance(value, tuple):
             for v in value:
                 walk(v)
         else:
-            found.add(repr(value))
+            found[repr(value)] = value
 
-    for spec in case.tensors.values():
-        if spec.rows is not None:
-            walk(spec.rows)
-    return len(found)
+    walk(spec.rows or ())
+    return sorted(found.values(), key=lambda v: (math.isnan(v), v))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from moeproof.strategies.case import Case, CaseError, TensorSpec
+from moeproof.strategies.case import Case
 from moeproof.strategies.domain_check import why_outside
 from moeproof.verify.child import Executor
 from moeproof.verify.metamorphic import EXTRAS
 from moeproof.verify.violation import MAX_ROWS, Violation
+
+from .literal import relaid
 
 SURE = 0.99
 """How likely a flaky failure must show in the runs spent on one candidate."""
@@ -97,11 +99,9 @@ class Probe:
         failing: list[int] = []
         for start in range(0, len(contents), MAX_ROWS):
             part = contents[start : start + MAX_ROWS]
-            try:
-                spec = TensorSpec(logits.dtype, (len(part), logits.shape[1]), rows=tuple(part))
-                violation = self.once(case.but(logits=spec))
-            except CaseError:
-                continue
+            shape = (len(part), logits.shape[1])
+            spec = replace(logits, shape=shape, rows=tuple(part), strides=relaid(logits, shape))
+            violation = self.once(case.but(logits=spec))
             if violation is not None:
                 failing += [start + row for row in violation.rows]
         return failing
