@@ -52,7 +52,6 @@ __device__ __forceinline__ int block_prefix(int value, int* sums, int& total) {
       const int other = __shfl_up_sync(~0u, sum, step);
       if (lane >= step) sum += other;
     }
-    __syncwarp();  // the sums are read before they are overwritten
     if (lane < THREADS / 32) sums[lane] = sum;
   }
   __syncthreads();  // the scanned sums are written before all read them
@@ -191,7 +190,9 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
 
   if (MODE == FUSED)
     for (int e = tid; e < experts; e += THREADS) totals[e] = prefixes[e] = 0;
-  for (int w = 0; w < WARPS; ++w)
+  // Warps with ids: the others' counters are never touched. Few ids leave most warps idle.
+  const int used = MODE == SINGLE ? min(WARPS, (p.numel + 31) / 32) : WARPS;
+  for (int w = 0; w < used; ++w)
     for (int e = tid; e < experts; e += THREADS) counts[w][e] = 0;
   if (MODE == SINGLE)
     for (int i = low + tid; i < high; i += THREADS) p.sorted_ids[i] = p.numel;
@@ -223,7 +224,7 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
       const int e = tid * PER + i;
       int sum = 0;
       if (e < experts)
-        for (int w = 0; w < WARPS; ++w) {
+        for (int w = 0; w < used; ++w) {
           const int count = counts[w][e];
           counts[w][e] = (unsigned short)sum;
           sum += count;
@@ -258,32 +259,34 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
   if (tid == THREADS - 1 && experts == BUCKETS) offsets[BUCKETS] = all;
   __syncthreads();  // offsets, and the prefixes over the warps, are written before they are used
 
-  if (places) {
-    for (int base = (int)begin;;) {
+  const auto place_round = [&]() {
 #pragma unroll
-      for (int c = 0; c < CHUNKS; ++c) {
-        const int e = round.expert[c];
-        if (e < 0) continue;
-        const int position = offsets[e] + counts[warp][e] + round.rank[c];
-        if (MODE != SINGLE || (position >= low && position < high)) p.sorted_ids[position] = round.first + c * 32;
-      }
-      if (MODE == SINGLE || end - base <= ROUND) break;
-      base += ROUND;
+    for (int c = 0; c < CHUNKS; ++c) {
+      const int e = round.expert[c];
+      if (e < 0) continue;
+      const int position = offsets[e] + counts[warp][e] + round.rank[c];
+      if (MODE != SINGLE || (position >= low && position < high)) p.sorted_ids[position] = round.first + c * 32;
+    }
+  };
+  if (places) place_round();
+  if (MODE != SINGLE && places) {
+    for (long long base = begin + ROUND; base < end; base += ROUND) {
       __syncthreads();  // the round is placed before its counters are cleared
 #pragma unroll
       for (int i = 0; i < PER; ++i)
         if (tid * PER + i < experts) offsets[tid * PER + i] += counted[i];
       for (int w = 0; w < WARPS; ++w)
         for (int e = tid; e < experts; e += THREADS) counts[w][e] = 0;
-      round.load(p, base, (int)min((long long)base + ROUND, (long long)end));
+      round.load(p, (int)base, (int)min(base + ROUND, (long long)end));
       __syncthreads();  // counters are zero before the next round is counted
       if (warp < WARPS) round.count(counts[warp], experts);
       __syncthreads();  // the round is counted before the warps' counts are scanned
       scan_warps();
       __syncthreads();  // the prefixes are written before they are used
+      place_round();
     }
+    return;
   }
-  if (MODE != SINGLE && places) return;
 
   if (finisher == 0 && tid == 0) *p.total_padded = all;
   const int blocks = p.capacity / p.block_size;

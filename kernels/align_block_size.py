@@ -106,7 +106,7 @@ def run(
             None if out is None else tuple(map(_signature, out)),
         )
         prepared = _prepared.get(key)
-    except (TypeError, AttributeError):  # an argument of a wrong type, which _prepare names
+    except (TypeError, AttributeError, RuntimeError):  # an argument of a wrong kind, which _prepare names
         key, prepared = None, None
     if prepared is None:
         prepared = _prepare(topk_ids, num_experts, block_size, expert_map, out)

@@ -13,12 +13,13 @@ import triton.language as tl
 def float_bits(value, DTYPE: tl.constexpr):
     """Return the bits of a float32 value rounded once, to nearest even, to a dtype."""
     if DTYPE == "float16":
-        return value.to(tl.float16).to(tl.int16, bitcast=True)
-    bits = value.to(tl.int32, bitcast=True)
-    if DTYPE == "bfloat16":  # by hand: Triton's interpreter truncates
-        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-        bits = tl.where(value == value, rounded, bits | 0x400000) >> 16
-        return bits.to(tl.int16)
+        bits = value.to(tl.float16).to(tl.int16, bitcast=True)
+    elif DTYPE == "bfloat16":  # by hand: Triton's interpreter truncates
+        wide = value.to(tl.int32, bitcast=True)
+        rounded = wide + 0x7FFF + ((wide >> 16) & 1)
+        bits = (tl.where(value == value, rounded, wide | 0x400000) >> 16).to(tl.int16)
+    else:
+        bits = value.to(tl.int32, bitcast=True)
     return bits
 
 

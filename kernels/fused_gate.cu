@@ -246,7 +246,7 @@ __device__ __forceinline__ void merge(const Picked* lists, int routed, int& id, 
   for (int r = 0; r < routed; ++r) {
     const int next = holds && at + 1 < routed ? lists[lane].key[at + 1] : WORST;
     const int smallest = __reduce_min_sync(~0u, head);
-    const int winner = __ffs(__ballot_sync(~0u, holds && at < routed && head == smallest)) - 1;
+    const int winner = __ffs(__ballot_sync(~0u, holds && head == smallest)) - 1;
     const int place = __shfl_sync(~0u, at, winner);
     if (lane == r) {
       id = lists[winner].id[place];

@@ -145,7 +145,6 @@ def run(
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what `fused_gate` says, past the dispatcher. Arguments by position."""
-    address = logits.data_ptr()
     call = (
         topk,
         scoring,
@@ -157,6 +156,7 @@ def run(
         num_fused_shared_experts,
     )
     try:
+        address = logits.data_ptr()
         key = (
             logits.shape,
             logits.stride(),
@@ -170,8 +170,8 @@ def run(
             None if out is None else tuple(map(_signature, out)),
         )
         prepared = _prepared.get(key)
-    except (TypeError, AttributeError):  # an argument of a wrong type, which _prepare names
-        key, prepared = None, None
+    except (TypeError, AttributeError, RuntimeError):  # an argument of a wrong kind, which _prepare names
+        address, key, prepared = 0, None, None
     if prepared is None:
         prepared = _prepare(logits, bias, *call, num_token_non_padded, expert_map, out)
         if len(_prepared) >= _MAX_PREPARED:

@@ -14,7 +14,6 @@ constexpr int DROPPED = 0x7f800000;  // cost +inf, that is c = -inf
 
 constexpr float LOG2E = 1.44269502e+0f;     // log2(e) rounded to float
 constexpr float LOG2E_LOW = 1.92596303e-8f; // log2(e) - LOG2E
-constexpr float TWO_POW_64 = 18446744073709551616.f;
 constexpr float TWO_POW_M64 = 5.42101086e-20f;
 
 __device__ __forceinline__ float exp2_approx(float x) {  // 2 ulp for |x| <= 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from .case import Case, TensorSpec
 from .domain import AlignDomain
-from .draws import Draw, chance, pick, seed
+from .draws import Draw, chance, pick, seed, sometimes
 from .ids import IdSpace, ids
 from .layouts import with_layout
 from .presets import Preset, preset_named, presets_in
@@ -68,19 +68,18 @@ def _cases(
     models: tuple[Preset, ...],
     only_models: bool,
 ) -> Case:
-    model = pick(draw, models) if models and (only_models or chance(draw, 4)) else None
+    model = sometimes(draw, models, only_models)
     all_experts, all_topk, all_block_sizes = sizes
     budget = min(max_elements, domain.max_ids)
-    if model is None:
-        experts = all_experts.draw(draw, 1, MAX_EXPERTS)
-        # k can't leave room for fewer tokens than the domain asks for.
-        topk = all_topk.draw(draw, 0, max(domain.topk[0], budget // max(domain.tokens[0], 1)))
-    else:
+    experts = all_experts.draw(draw, 1, MAX_EXPERTS)
+    # k must leave room for as many tokens as the domain asks for.
+    topk = all_topk.draw(draw, 0, max(domain.topk[0], budget // max(domain.tokens[0], 1)))
+    if model is not None:
         experts, topk = model.experts, model.topk
     rows = _tokens(draw, domain, budget, topk)
     count = rows * topk
     room = CAPACITY_FACTOR * max_elements - count
-    largest = max(1 + room // max(min(count, experts + 1), 1), min(domain.block_sizes))
+    largest = max(1 + room // max(min(count, experts + 1), 1), all_block_sizes.allowed[0])
     block_size = all_block_sizes.draw(draw, 1, largest)
     space = IdSpace(experts, block_size, domain.minus_one, domain.out_of_range)
     spec = TensorSpec(pick(draw, domain.ids_dtypes), (rows, topk), recipe=ids(draw, rows, topk, space))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from . import scores
 from .case import Case, TensorSpec
 from .domain import AppendDomain
-from .draws import Draw, chance, pick
+from .draws import Draw, chance, pick, sometimes
 from .gate import non_padded
 from .ids import IdSpace, ids
 from .layouts import with_layout
@@ -65,16 +65,15 @@ def _cases(
     models: tuple[Preset, ...],
     only_models: bool,
 ) -> Case:
-    model = pick(draw, models) if models and (only_models or chance(draw, 4)) else None
-    if model is None:
-        experts = EXPERTS.draw(draw, 1, 4096)
-        topk = sizes[0].draw(draw, domain.topk[0], domain.topk[-1])
-        shared = sizes[1].draw(draw, domain.shared[0], domain.shared[-1])
-    else:
+    model = sometimes(draw, models, only_models)
+    experts = EXPERTS.draw(draw, 1, 4096)
+    topk = sizes[0].draw(draw, domain.topk[0], domain.topk[-1])
+    shared = sizes[1].draw(draw, domain.shared[0], domain.shared[-1])
+    if model is not None:
         experts, topk, shared = model.experts, model.topk, model.shared
     high = token_limit(domain.tokens, topk + shared, max_elements)
     count = tokens(draw, domain.tokens[0], high, domain.thresholds.get("tokens", ()))
-    weights = scores.logits(draw, count, scores.Row(topk))
+    weights = scores.logits(draw, count, scores.Row(topk), most=1)
     form = pick(draw, domain.shared_forms)
     shape = {"matrix": (count, shared), "vector": (count,), "scalar": ()}[form]
     shared_row = scores.Row(shape[-1] if shape else 1)
@@ -84,7 +83,9 @@ def _cases(
         ),
         "topk_weights": TensorSpec(pick(draw, domain.weights_dtypes), (count, topk), recipe=weights),
         "shared_weights": TensorSpec(
-            pick(draw, domain.shared_dtypes), shape, recipe=scores.logits(draw, _rows(shape), shared_row)
+            pick(draw, domain.shared_dtypes),
+            shape,
+            recipe=scores.logits(draw, _rows(shape), shared_row, most=1),
         ),
     }
     tensors = {name: with_layout(draw, spec, domain.layouts) for name, spec in specs.items()}

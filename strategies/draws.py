@@ -19,18 +19,29 @@ def _integers(low: int, high: int) -> st.SearchStrategy[int]:
 
 
 def integer(draw: Draw, low: int, high: int) -> int:
-    """Draw an int in [low, high]; shrinks towards 0 or the bound next to it. One value costs no choice."""
-    return low if low >= high else draw(_integers(low, high))
+    """Draw an int in [low, high]; shrinks towards 0 or the bound next to it.
+
+    A range of one is drawn too: a case whose number of choices depends on sizes shrinks badly.
+    """
+    return draw(_integers(low, high))
 
 
 def pick(draw: Draw, choices: Sequence[T]) -> T:
-    """Draw one of the choices; shrinks towards the first. A single choice costs no draw."""
+    """Draw one of the choices; shrinks towards the first."""
     return choices[integer(draw, 0, len(choices) - 1)]
 
 
 def chance(draw: Draw, once_in: int) -> bool:
     """Draw True about once in `once_in` times; shrinks towards False."""
     return integer(draw, 0, once_in - 1) == once_in - 1
+
+
+def sometimes(draw: Draw, choices: Sequence[T], always: bool) -> T | None:
+    """Draw one of the choices about once in four times, or always if there are any; shrinks towards None."""
+    if not choices:
+        return None
+    taken, chosen = chance(draw, 4), pick(draw, choices)
+    return chosen if taken or always else None
 
 
 def seed(draw: Draw) -> int:

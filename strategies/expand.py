@@ -7,7 +7,7 @@ are only multiplied, added and converted: all exactly rounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,9 @@ CHUNK, CPU_CHUNK = 1 << 23, 1 << 16
 _SOME = (1 << rng.BITS) // 8
 _ALL = 1 << rng.BITS
 # Columns of the table of integers, one row a block.
-_MODE, _SIZE, _UNIT, _SCATTER, _BELL, _MUL, _DIV, _MOD, _EVERY, _CHANCE, _ONE, _QUANTISED, _OFFSET = range(13)
+_MODE, _SIZE, _UNIT, _TURNS, _SCATTER, _BELL, _MUL, _DIV, _MOD, _EVERY, _CHANCE, _ONE, _QUANTISED, _OFFSET = (
+    range(14)
+)
 
 
 def expand(
@@ -75,7 +77,7 @@ def expand(
                 row_ids = torch.arange(row, min(row + step, rows), device=device)
                 column_ids = torch.arange(column, min(column + chunk, columns), device=device)
                 part = plan.make(row_ids, column_ids)
-                if part.shape == out.shape:
+                if part.shape == out.shape and part.is_contiguous():
                     out = part
                 else:
                     out[row : row + step, column : column + chunk] = part
@@ -158,9 +160,11 @@ class _Plan:
         needs_bits = random or self.jitter is not None or self.special
         bits = rng.element_bits(self.seed, rows, columns) if needs_bits else None
         shape = (rows.numel(), columns.numel())
+        row_bits = rng.row_bits(self.seed, rows) if PERMUTED in self.modes or self.one else rows
         index = params[:, _OFFSET]
         if not self.plain:
-            index = (self._index(rows, columns, param, bits) + param(_OFFSET)).expand(shape).reshape(-1)
+            places = self._index(rows, columns, row_bits, param, bits) + param(_OFFSET)
+            index = places.expand(shape).reshape(-1)
             values = self.table.index_select(0, index).view(shape)
         else:
             values = self.table.index_select(0, index).unsqueeze(1).expand(shape)
@@ -172,21 +176,31 @@ class _Plan:
             coarse = values.bfloat16().float()
             values = torch.where(param(_QUANTISED).bool(), coarse, values)
         if self.special and bits is not None:
-            values = self._with_specials(values, rows, columns, block, param, bits)
+            values = self._with_specials(values, rows, columns, row_bits, block, param, bits)
         return values.to(self.dtype)
 
     def _index(
-        self, rows: torch.Tensor, columns: torch.Tensor, param: Any, bits: torch.Tensor | None
+        self,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        row_bits: torch.Tensor,
+        param: Callable[[int], torch.Tensor],
+        bits: torch.Tensor | None,
     ) -> torch.Tensor:
         found: dict[int, torch.Tensor] = {}
         if RANDOM in self.modes and bits is not None:
             chosen = rng.draw(bits, rng.CLASS)
             found[RANDOM] = chosen.mul_(param(_SIZE)).bitwise_right_shift_(rng.BITS)
         if PERMUTED in self.modes:
-            affine = rng.permutations(columns, self.width, self.multipliers)
-            bits_of_row = rng.row_bits(self.seed, rows)
             found[PERMUTED] = rng.permute(
-                affine, self.width, bits_of_row, param(_UNIT), param(_SCATTER), self.scatter
+                columns,
+                self.width,
+                self.multipliers,
+                row_bits,
+                param(_UNIT),
+                param(_TURNS),
+                param(_SCATTER),
+                self.scatter,
             )
         if FLAT in self.modes:
             place = (
@@ -214,15 +228,16 @@ class _Plan:
         values: torch.Tensor,
         rows: torch.Tensor,
         columns: torch.Tensor,
+        row_bits: torch.Tensor,
         block: torch.Tensor,
-        param: Any,
+        param: Callable[[int], torch.Tensor],
         bits: torch.Tensor,
     ) -> torch.Tensor:
         local = torch.div(rows, self.blocks, rounding_mode="floor").unsqueeze(1)
         chosen_row = local % param(_EVERY) == 0
         here = rng.draw(bits, rng.SPECIAL) < param(_CHANCE) * chosen_row
         if self.one:
-            target = rng.row_bits(self.seed + 2, rows) % self.columns
+            target = (row_bits >> 28) % self.columns
             here |= (columns == target) & chosen_row & param(_ONE).bool()
         return torch.where(here, self.specials[block].unsqueeze(1), values)
 
@@ -258,12 +273,22 @@ def _assemble(
     device: torch.device,
 ) -> _Plan:
     blocks, floats = recipe["blocks"], recipe["kind"] == "scores"
-    ints = np.zeros((len(blocks), 13), dtype=np.int64)
+    ints = np.zeros((len(blocks), 14), dtype=np.int64)
     offset = 0
     for row, block, t in zip(ints, blocks, templates, strict=True):
-        row[:9] = (t.mode, len(t.values), t.unit, t.scatter, t.bell, *t.flat, block.get("every", 1))
+        turns = max(width // t.unit, 1) if t.unit else 1
+        row[:10] = (
+            t.mode,
+            len(t.values),
+            t.unit,
+            turns,
+            t.scatter,
+            t.bell,
+            *t.flat,
+            block.get("every", 1),
+        )
         where = block.get("where") if "special" in block else None
-        row[9:] = ({"some": _SOME, "all": _ALL}.get(where or "", 0), where == "one", t.quantised, offset)
+        row[10:] = ({"some": _SOME, "all": _ALL}.get(where or "", 0), where == "one", t.quantised, offset)
         offset += len(t.values)
     table = np.concatenate([t.values for t in templates])
     specials = np.array(

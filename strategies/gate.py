@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from . import scores
 from .case import Case, TensorSpec
 from .domain import GateDomain
-from .draws import Draw, chance, integer, pick, seed
+from .draws import Draw, chance, integer, pick, seed, sometimes
 from .layouts import with_layout
 from .presets import Preset, Shape, model_shapes, preset_named, presets_in
 from .recipe import MAX_EXPERTS
@@ -93,10 +93,17 @@ class Space:
         low, high = -(-experts // domain.max_experts_per_group), min(experts, domain.max_groups)
         return [(G, -(-least * G // experts), G) for G in _divisors(experts) if low <= G <= high]
 
-    def draw(self, draw: Draw) -> tuple[int, Shape]:
-        """Draw T and the shape; shrinks towards the smallest, ungrouped and without shared experts."""
+    def draw(self, draw: Draw, model: Preset | None) -> tuple[int, Shape]:
+        """Draw T and the shape; shrinks towards the smallest, ungrouped and without shared experts.
+
+        A model takes as many choices as any shape, so that shrinking can leave it.
+        """
         experts = self.experts.draw(draw, 1, MAX_EXPERTS)
-        count = self.draw_tokens(draw, experts)
+        if model is not None:
+            experts = model.experts
+        allowed = self.domain.tokens
+        high = token_limit(allowed, experts, self.max_elements)
+        count = tokens(draw, allowed[0], high, self.domain.thresholds.get("tokens", ()))
         groupings = self.groupings(experts)
         # The first, ungrouped or without shared experts, half of the time.
         groups, low, high = pick(draw, [*groupings[:1] * (len(groupings) - 1), *groupings])
@@ -105,13 +112,9 @@ class Space:
         choices = [s for s in self.domain.shared if self.topk.within(s + 1, s + most)]
         shared = pick(draw, [*choices[:1] * len(choices), *choices])
         topk = self.topk.draw(draw, shared + 1, shared + most)
+        if model is not None:
+            return count, model_shapes(model, self.domain)[-1 if shared else 0]
         return count, Shape(experts, topk, shared, groups, topk_group)
-
-    def draw_tokens(self, draw: Draw, experts: int) -> int:
-        """Draw T for E experts."""
-        allowed = self.domain.tokens
-        high = token_limit(allowed, experts, self.max_elements)
-        return tokens(draw, allowed[0], high, self.domain.thresholds.get("tokens", ()))
 
 
 def _divisors(n: int) -> list[int]:
@@ -122,25 +125,19 @@ def _divisors(n: int) -> list[int]:
 @st.composite
 def _cases(draw: Draw, space: Space, models: tuple[Preset, ...], only_models: bool) -> Case:
     domain = space.domain
-    model = pick(draw, models) if models and (only_models or chance(draw, 4)) else None
-    params: dict[str, Any]
-    if model is None:
-        count, shape = space.draw(draw)
-        scoring = pick(draw, domain.scorings)
-        renormalize = pick(draw, domain.renormalize)
-        scale = pick(draw, SCALES) if domain.scale else 1.0
-    else:
-        shape = pick(draw, model_shapes(model, domain))
-        count = space.draw_tokens(draw, shape.experts)
-        scoring, renormalize = model.scoring, model.renormalize
-        scale = model.scale if domain.scale else 1.0
-    params = {
+    model = sometimes(draw, models, only_models)
+    count, shape = space.draw(draw, model)
+    scoring, renormalize = pick(draw, domain.scorings), pick(draw, domain.renormalize)
+    scale = pick(draw, SCALES)
+    if model is not None:
+        scoring, renormalize, scale = model.scoring, model.renormalize, model.scale
+    params: dict[str, Any] = {
         "topk": shape.topk,
         "scoring": scoring,
         "num_expert_group": shape.groups,
         "topk_group": shape.topk_group,
         "renormalize": renormalize,
-        "routed_scaling_factor": scale,
+        "routed_scaling_factor": scale if domain.scale else 1.0,
         "apply_routed_scaling_factor_on_output": pick(draw, domain.scale_on_output),
         "num_fused_shared_experts": shape.shared,
     }

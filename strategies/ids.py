@@ -91,7 +91,7 @@ def ids(draw: Draw, rows: int, places: int, space: IdSpace) -> dict[str, Any]:
     for _ in range(integer(draw, 1, max(1, min(rows, 3)))):
         block = pick(draw, _PATTERNS)(draw, space)
         if specials and chance(draw, 4):
-            where, every = pick(draw, ("one", "some", "all")), pick(draw, EVERY)
+            where, every = pick(draw, ("all", "one", "some")), pick(draw, EVERY)
             block |= {"special": pick(draw, specials), "where": where, "every": every}
         blocks.append(block)
     values = [0, space.experts - 1, *specials]

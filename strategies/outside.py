@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,23 +34,25 @@ def cases_outside(domain: Domain) -> st.SearchStrategy[tuple[Case, str]]:
     """
     bare = replace(domain, extra=None)
     if isinstance(bare, GateDomain):
-        inside = gate.cases(bare, max_elements=max(MAX_ELEMENTS, min(bare.experts)), presets=False)
-        return _outside(bare, inside, lambda case: _gate(case, bare))
+        budget = max(MAX_ELEMENTS, min(bare.experts))
+        return _outside(bare, gate.cases(bare, max_elements=budget, presets=False))
     if isinstance(bare, AlignDomain):
-        inside = align.cases(bare, max_elements=MAX_ELEMENTS, presets=False)
-        return _outside(bare, inside, lambda case: _align(case, bare))
-    inside = append.cases(bare, max_elements=MAX_ELEMENTS, presets=False)
-    return _outside(bare, inside, lambda case: _append(case, bare))
+        return _outside(bare, align.cases(bare, max_elements=MAX_ELEMENTS, presets=False))
+    return _outside(bare, append.cases(bare, max_elements=MAX_ELEMENTS, presets=False))
+
+
+def steps_outside(case: Case, domain: Domain) -> Iterator[Case]:
+    """Yield every variant of an inside case that one step takes out of the domain."""
+    if isinstance(domain, GateDomain):
+        return _gate(case, domain)
+    if isinstance(domain, AlignDomain):
+        return _align(case, domain)
+    return _append(case, domain)
 
 
 @st.composite
-def _outside(
-    draw: Draw,
-    domain: Domain,
-    inside: st.SearchStrategy[Case],
-    steps: Callable[[Case], Iterator[Case]],
-) -> tuple[Case, str]:
-    found = list(steps(draw(inside)))
+def _outside(draw: Draw, domain: Domain, inside: st.SearchStrategy[Case]) -> tuple[Case, str]:
+    found = list(steps_outside(draw(inside), domain))
     # Small indices come up most: every sixth step first, so that they are of all kinds.
     case = pick(draw, [step for i in range(6) for step in found[i::6]])
     reason = why_outside(case, domain)
@@ -156,9 +158,10 @@ def _gate(case: Case, d: GateDomain) -> Iterator[Case]:
 def _gate_experts(case: Case, d: GateDomain, groups: int) -> Iterator[Case]:
     """Yield the case with E one past the set, or the next that its groups divide."""
     logits, bias = case.tensors["logits"], case.tensors.get("bias")
-    past = (max(d.experts) // groups + 1) * groups
-    between = range(min(d.experts) // groups * groups, max(d.experts), groups)
-    inner = next((e for e in between if e > min(d.experts) and e not in d.experts), past)
+    first, last = min(d.experts), max(d.experts)
+    past = (last // groups + 1) * groups
+    between = range(first // groups * groups, last, groups)
+    inner = next((e for e in between if e > first and e not in d.experts), past)
     for experts in {past, inner}:
         rows = max(min(logits.shape[0], 4), d.tokens[0])
         changes: dict[str, Any] = {"logits": constant(logits.dtype, (rows, experts))}

@@ -80,16 +80,13 @@ def draw(bits: torch.Tensor, multiplier: int) -> torch.Tensor:
     return (bits * signed(multiplier)).bitwise_right_shift_(64 - BITS).bitwise_and_((1 << BITS) - 1)
 
 
-def permutations(columns: torch.Tensor, modulus: int, multipliers: torch.Tensor) -> torch.Tensor:
-    """Return permuted columns, ``column · multiplier mod modulus``, int64 ``[multipliers, columns]``."""
-    return (columns % modulus * multipliers.unsqueeze(1)).remainder_(modulus)
-
-
 def permute(
-    affine: torch.Tensor,
+    columns: torch.Tensor,
     modulus: int,
+    multipliers: torch.Tensor,
     row: torch.Tensor,
     unit: torch.Tensor,
+    turns: torch.Tensor,
     scatter: torch.Tensor,
     any_scatter: bool,
 ) -> torch.Tensor:
@@ -97,14 +94,18 @@ def permute(
 
     Parameters
     ----------
-    affine : torch.Tensor
-        Columns as `permutations` gives them; its first row is the identity.
+    columns : torch.Tensor
+        Columns, int64 ``[columns]``; taken modulo `modulus`.
     modulus : int
         Size of the set permuted.
+    multipliers : torch.Tensor
+        16 numbers coprime to `modulus`, the first of them 1.
     row : torch.Tensor
         Random bits of each row, as `row_bits` gives them.
     unit : torch.Tensor
         Rows are rotated by a random multiple of this, ``[rows, 1]``; 0 leaves a row unrotated.
+    turns : torch.Tensor
+        How many such multiples there are, ``[rows, 1]``.
     scatter : torch.Tensor
         1 for rows whose columns go to random places, 0 for rows that are only rotated, ``[rows, 1]``.
     any_scatter : bool
@@ -115,12 +116,15 @@ def permute(
     torch.Tensor
         int64 ``[rows, columns]``.
     """
-    turns = torch.div(modulus, unit.clamp(min=1), rounding_mode="floor").clamp_(min=1)
     shift = (row >> 24) % turns * unit - modulus
     if not any_scatter:
-        return _wrap(affine[:1] + shift, modulus)
+        return _wrap(columns % modulus + shift, modulus)
     choice = ((row & 15) * scatter).squeeze(1)
-    x = _wrap(affine.index_select(0, choice).add_(shift), modulus)
+    factors = multipliers if len(row) > len(multipliers) else multipliers[choice]
+    affine = (columns % modulus * factors.unsqueeze(1)).remainder_(modulus)
+    if len(row) > len(multipliers):
+        affine = affine.index_select(0, choice)
+    x = _wrap(affine.add_(shift), modulus)
     # A round of swap-or-not (Hoang, Morris, Rogaway 2012): after an affine map alone, ranks next to each
     # other would never fall into one lane.
     partner = _wrap((row >> 4) % modulus - x, modulus)

@@ -172,7 +172,7 @@ _UNGROUPED: tuple[Callable[[Draw, Row], Block], ...] = (
     _sorted,
     _mask,
 )
-_GROUPED = (*_UNGROUPED, _grouped("group_max"), _grouped("group_equal"), _per_group)
+_GROUPED = (_constant, _grouped("group_max"), _grouped("group_equal"), _per_group, *_UNGROUPED[1:])
 
 
 def _special(draw: Draw, row: Row, once_in: int) -> Block:
@@ -182,7 +182,7 @@ def _special(draw: Draw, row: Row, once_in: int) -> Block:
         return {}
     return {
         "special": pick(draw, specials),
-        "where": pick(draw, ("one", "some", "all")),
+        "where": pick(draw, ("all", "one", "some")),
         "every": pick(draw, EVERY),
     }
 
@@ -197,11 +197,11 @@ def edits(draw: Draw, rows: int, width: int, values: Sequence[float]) -> list[li
     ]
 
 
-def logits(draw: Draw, rows: int, row: Row) -> dict[str, Any]:
-    """Draw a recipe for `rows` rows of logits, of up to three patterns."""
+def logits(draw: Draw, rows: int, row: Row, most: int = 3) -> dict[str, Any]:
+    """Draw a recipe for `rows` rows of logits, of up to `most` patterns."""
     patterns = _GROUPED if row.groups > 1 else _UNGROUPED
     blocks = []
-    for _ in range(integer(draw, 1, max(1, min(rows, 3)))):
+    for _ in range(integer(draw, 1, max(1, min(rows, most)))):
         block = pick(draw, patterns)(draw, row)
         blocks.append({**block, **_special(draw, row, 6)})
     return {

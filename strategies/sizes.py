@@ -13,29 +13,25 @@ SMALL = 9
 """Sizes below this are drawn most often, and are what shrinking ends at."""
 
 
-def interesting(low: int, high: int, thresholds: Iterable[int] = ()) -> list[int]:
-    """Return the sizes in [low, high] where implementations go wrong, ascending.
+def interesting(low: int, high: int) -> list[int]:
+    """Return the sizes in [low, high] where implementations go wrong, ascending."""
+    return around(low, high, (low, high, *_CENTRES))
 
-    Parameters
-    ----------
-    low, high : int
-        Bounds, inclusive.
-    thresholds : iterable of int
-        Sizes at which the implementation under test switches path.
-    """
-    centres = (low, high, *_CENTRES, *thresholds)
-    found = {n + step for n in centres for step in (-1, 0, 1)} | {0}
-    return sorted(n for n in found if low <= n <= high)
+
+def around(low: int, high: int, centres: Iterable[int]) -> list[int]:
+    """Return the centres and their neighbours in [low, high], ascending."""
+    return sorted({n + step for n in centres for step in (-1, 0, 1) if low <= n + step <= high})
 
 
 def size(draw: Draw, low: int, high: int, thresholds: Iterable[int] = ()) -> int:
-    """Draw a size in [low, high]: small, interesting or any; shrinks towards `low`."""
-    kind = integer(draw, 0, 3) if high - low >= SMALL else 0
-    if kind == 0:
+    """Draw a size in [low, high]: small, interesting, at a threshold, or any; shrinks towards `low`."""
+    kind = integer(draw, 0, 3)
+    if kind == 0 or high - low < SMALL:
         return integer(draw, low, min(high, low + SMALL))
     if kind == 3:
         return integer(draw, low, high)
-    return pick(draw, interesting(low, high, thresholds))
+    critical = around(low, high, thresholds) if kind == 2 else []
+    return pick(draw, critical or interesting(low, high))
 
 
 class Choices:
@@ -51,15 +47,19 @@ class Choices:
 
     def __init__(self, allowed: Sequence[int], thresholds: Iterable[int] = ()) -> None:
         self.allowed = allowed if isinstance(allowed, range) else sorted(set(allowed))
-        low, high = (min(allowed), max(allowed)) if len(allowed) else (0, -1)
-        self.special = [n for n in interesting(low, high, thresholds) if n in self.allowed]
+        low, high = (self.allowed[0], self.allowed[-1]) if self.allowed else (0, -1)
+        self.special = [n for n in interesting(low, high) if n in self.allowed]
+        self.critical = [n for n in around(low, high, thresholds) if n in self.allowed]
 
     def draw(self, draw: Draw, low: int, high: int) -> int:
         """Draw a member in [low, high], which holds at least one; shrinks towards the smallest."""
         first, last = bisect.bisect_left(self.allowed, low), bisect.bisect_right(self.allowed, high) - 1
-        kind = integer(draw, 0, 3) if last - first >= SMALL else 0
-        if kind == 0:
+        kind = integer(draw, 0, 3)
+        if kind == 0 or last - first < SMALL:
             return self.allowed[integer(draw, first, min(last, first + SMALL))]
+        critical = [n for n in self.critical if low <= n <= high] if kind == 2 else []
+        if critical:
+            return pick(draw, critical)
         start, stop = bisect.bisect_left(self.special, low), bisect.bisect_right(self.special, high)
         if kind == 3 or start == stop:
             return self.allowed[integer(draw, first, last)]
@@ -73,7 +73,7 @@ class Choices:
 
 def tokens(draw: Draw, low: int, high: int, thresholds: Iterable[int] = ()) -> int:
     """Draw T in [low, high]: as `size` does, but 0 only once in a while; shrinks towards 1."""
-    if low == 0 and (high == 0 or chance(draw, 25)):
+    if low == 0 and (chance(draw, 25) or high == 0):
         return 0
     return size(draw, max(low, 1), high, thresholds)
 

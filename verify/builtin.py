@@ -12,10 +12,8 @@ import torch
 from moeproof import __version__
 from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDomain
 
+from .libraries import ADAPTERS
 from .subject import OUTPUTS, Call, Subject, Unavailable, from_function, register
-
-LIBRARIES: tuple[str, ...] = ("sglang_kernel",)
-"""Modules of moeproof.verify.libraries, each with a function `subjects`."""
 
 _FULL: dict[str, Domain] = {
     "fused_gate": GateDomain(),
@@ -110,8 +108,8 @@ def _own() -> None:
 
 
 def _libraries() -> None:
-    for module in LIBRARIES:
-        for subject in importlib.import_module(f"moeproof.verify.libraries.{module}").subjects():
+    for adapter in ADAPTERS:
+        for subject in adapter.subjects():
             register(subject)
 
 

@@ -153,20 +153,25 @@ class Campaign:
         for state in self.states:
             target = state.cases + cases
             while state.cases < target and not state.out:
-                self._chunk(state, min(CHUNK, target - state.cases), deadline=None)
+                self._chunk(state, min(CHUNK, target - state.cases), until=None)
 
     def _by_time(self, seconds: float) -> None:
-        end = self._begin + seconds
+        """Give each subject its share of the time, in turns; time spent on reduction is not counted."""
         for turn in range(ROUNDS):
             for position, state in enumerate(self.states):
                 left = (ROUNDS - turn) * len(self.states) - position
-                deadline = time.monotonic() + max(0.0, end - time.monotonic()) / left
-                while time.monotonic() < deadline and not state.out:
+                share = max(0.0, seconds - self._fuzzing()) / left
+                until = self._fuzzing() + share
+                while self._fuzzing() < until and not state.out:
                     if self.config.cases is not None and state.cases >= self.config.cases:
                         break
-                    self._chunk(state, CHUNK, deadline=deadline)
+                    self._chunk(state, CHUNK, until=until)
 
-    def _chunk(self, state: State, count: int, deadline: float | None) -> None:
+    def _fuzzing(self) -> float:
+        """Return the seconds spent so far, without reduction."""
+        return time.monotonic() - self._begin - self.reducing
+
+    def _chunk(self, state: State, count: int, until: float | None) -> None:
         state.chunks += 1
         subject = state.subject
         start = derived(self.config.seed, self.index, subject.name, state.chunks)
@@ -178,7 +183,7 @@ class Campaign:
             strategy = inside(subject.op, subject.domain, max_elements=limit, preset=self.config.preset)
 
         def body(case: Case) -> None:
-            if state.out or (deadline is not None and time.monotonic() > deadline):
+            if state.out or (until is not None and self._fuzzing() > until):
                 return
             extras = tuple(n for n, every in EXTRA_EVERY.items() if state.cases % every == 0)
             self._case(state, case, extras=() if refusal else extras, refusal=refusal)
@@ -261,5 +266,5 @@ class Campaign:
             }
             for s in self.states
         }
-        self._emit("progress", subjects=subjects, seconds=now - self._begin, reducing=self.reducing)
+        self._emit("progress", subjects=subjects, seconds=self._fuzzing(), reducing=self.reducing)
 

@@ -57,7 +57,9 @@ class Inline:
 
     def outputs(self, case: Case) -> dict[str, Any]:
         """Run a case once and return its outputs as literals; what went wrong under ``error``."""
-        return self._runner.literal_outputs(case)
+        outputs = self._runner.literal_outputs(case)
+        outputs.pop("fatal", None)
+        return outputs
 
 
 class Child:

@@ -22,7 +22,7 @@ class Config:
     ops : tuple of str
         Only subjects of these ops; empty for all.
     seconds : float, optional
-        Time to fuzz, without start-up and reduction of the last findings.
+        Time to fuzz, without start-up and reduction.
     cases : int, optional
         Cases to run for each subject. At least one of `seconds` and `cases` is given.
     seed : int

@@ -118,7 +118,7 @@ class Runner:
             made = self._launch(arguments(case, tensors), carved)
             return {name: plain(list(literal(value))) for name, value in made.items()}
         except Exception as error:  # whatever a subject raises belongs into the report
-            return {"error": f"{type(error).__name__}: {error}"[:2000]}
+            return {"error": describe_error(error), "fatal": is_cuda_failure(error, self.device)}
 
     def _launch(self, args: dict[str, Any], carved: Carved) -> dict[str, torch.Tensor]:
         made = self.call(args, carved.outputs)
@@ -171,7 +171,9 @@ class Runner:
         for name, value in made.items():
             one, two = as_bytes(value), as_bytes(again[name])
             differ = one != two
-            never = differ & (one == POISONS[0]) & (two == POISONS[1])
+            # All bytes of an element: single bytes of two different results can look like poison.
+            untouched = ((one == POISONS[0]) & (two == POISONS[1])).reshape(len(one), -1, value.dtype.itemsize)
+            never = untouched.all(2, keepdim=True).expand_as(untouched).reshape(one.shape)
             for check, mask in (("unwritten", never), ("nondeterminism", differ & ~never)):
                 if check == "nondeterminism" and not self.subject.bitwise:
                     continue
@@ -200,12 +202,22 @@ class Runner:
         return [Violation("domain", f"accepts silently what it claims to refuse: {case.note}")]
 
     def _raised(self, error: Exception, tokens: int, path: str, refusal: bool) -> Outcome:
-        text = f"{type(error).__name__}: {error}".strip()
+        text = describe_error(error)
         if is_cuda_failure(error, self.device):
-            return Outcome((Violation("cuda_error", text[:2000]),), tokens, path, fatal=True)
+            return Outcome((Violation("cuda_error", text),), tokens, path, fatal=True)
         if refusal and isinstance(error, ValueError | TypeError | RuntimeError | NotImplementedError):
             return Outcome((), tokens, path)
-        return Outcome((Violation("domain", f"raises inside its claimed domain: {text[:2000]}"),), tokens, path)
+        return Outcome((Violation("domain", f"raises inside its claimed domain: {text}"),), tokens, path)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's type and text, and those of the errors that caused it."""
+    parts = []
+    cause: BaseException | None = error
+    while cause is not None and len(parts) < 4:
+        parts.append(f"{type(cause).__name__}: {cause}".strip()[:1500])
+        cause = cause.__cause__
+    return "\ncaused by ".join(parts)
 
 
 def is_cuda_failure(error: Exception, device: torch.device) -> bool:

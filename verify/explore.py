@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
+from dataclasses import replace
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.strategies import SearchStrategy
@@ -26,7 +28,7 @@ def inside(op: str, domain: Domain, *, max_elements: int, preset: str | None = N
 
 def beyond(domain: Domain) -> SearchStrategy[Case]:
     """Return the strategy of cases just outside a domain; the reason is the case's note."""
-    return outside.cases_outside(domain)
+    return outside.cases_outside(domain).map(lambda found: replace(found[0], note=found[1])).map(lambda pair: replace(pair[0], note=pair[1]))
 
 
 def explore(strategy: SearchStrategy[Case], body: Callable[[Case], None], *, start: int, count: int) -> None:

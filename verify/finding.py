@@ -15,6 +15,7 @@ import torch
 from moeproof import __version__
 from moeproof.references import gold
 from moeproof.strategies.case import Case, literal, plain
+from moeproof.strategies.domain_check import why_outside
 
 from .contract import arguments
 from .files import write_text
@@ -142,8 +143,14 @@ def identity(subject: Subject, case: Case, violation: Violation, *, refusal: boo
     """Return what tells one defect from another: subject, check, and what reduction could not make plain."""
     traits = [subject.name, violation.check, *sorted(features(case))]
     if refusal:
-        traits.append(case.note)
+        # The sizes of a case that must be refused say nothing; the argument that is wrong does.
+        traits = [subject.name, violation.check, wrong_argument(case, subject)]
     return hashlib.sha256("\n".join(traits).encode()).hexdigest()[:10]
+
+
+def wrong_argument(case: Case, subject: Subject) -> str:
+    """Return the name of the argument that puts a case outside a subject's domain."""
+    return (why_outside(case, subject.domain) or case.note).partition(" is ")[0]
 
 
 def features(case: Case) -> set[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import math
+import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from moeproof.strategies.case import TensorSpec
+from moeproof.strategies.case import BAIT, BAIT_FLOAT, DTYPES, GUARD_BYTES, TensorSpec, literal
 
 from .contract import arguments, output_specs
+from .literals import WIDTH, repeated, source, wrapped
 from .oracle.append import expected_append
 from .violation import CHECKS, SEVERITY
 
@@ -34,8 +39,10 @@ RULES = {
         "ids_invalid": "Routed ids are copied; shared places hold E, E+1, ...; padded rows hold -1.",
     },
 }
-_LITERAL = 100
-"""Line width of wrapped literals."""
+VALUES = ("selection", "tie_order", "nan_policy", "ids_invalid", "weights", "align_layout")
+"""Checks whose script compares results with the contract's."""
+SECONDS = 60
+"""How long a script waits for a call that may hang."""
 
 
 @functools.cache
@@ -44,17 +51,9 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
     )
-    environment.globals["specs"] = lambda f: output_specs(f.case, f.subject)
-    environment.globals["expected_bits"] = _expected_bits
-    environment.filters["py"] = python_literal
-    environment.filters["tensor"] = tensor_call
+    environment.filters["py"] = source
+    environment.filters["wrap"] = wrapped
     return environment
-
-
-def _expected_bits(finding: Finding) -> list[Any]:
-    """Return the bits of the weights that append_shared_experts has to give."""
-    tensors, _ = finding.case.build("cpu")
-    return list(expected_append(arguments(finding.case, tensors))["weights"].tolist())
 
 
 def rule(op: str, check: str) -> str:
@@ -63,17 +62,37 @@ def rule(op: str, check: str) -> str:
 
 
 def render_script(finding: Finding, expected: Mapping[str, Any], bounds: Mapping[str, Any] | None) -> str:
-    """Return the text of ``repro.py``: it needs torch and the subject's own library only."""
-    return _environment().get_template("repro.py.j2").render(
+    """Return the text of ``repro.py``: it needs torch and the subject's own library only, where that can be."""
+    case, check = finding.case, finding.violation.check
+    imports, snippet = _split(finding.subject.repro) if finding.subject.repro.strip() else _loader(finding)
+    kind = check
+    if check in VALUES:
+        kind = "shapes" if finding.violation.message.startswith("output ") else "values"
+    elif check in ("hang", "cuda_error"):
+        kind = "ends"
+    tensors = {name: tensor_call(spec, name if kind == "input_modified" else "") for name, spec in case.tensors.items()}
+    body = _environment().get_template("repro.py.j2").render(
         f=finding,
-        case=finding.case,
-        check=finding.violation.check,
-        rule=rule(finding.case.op, finding.violation.check),
-        snippet=finding.subject.repro.strip() or _loader(finding.subject.source or finding.subject.name),
+        case=case,
+        check=check,
+        kind=kind,
+        snippet=snippet,
+        tensors=tensors,
+        helper=any(call.startswith("tensor(") for call in tensors.values()),
+        note=source(case.note),
+        broadcast=any(_is_broadcast(spec) for spec in case.tensors.values()),
+        specs=_specs(finding),
         expected=expected,
-        bounds=bounds,
+        bounds=bounds if check in ("weights", "nan_policy") else None,
+        bits=_expected_bits(finding) if case.op == "append_shared_experts" and check == "weights" else None,
+        bait=(BAIT_FLOAT, next(iter(BAIT.values())), GUARD_BYTES),
         device="cuda" if finding.device.startswith("cuda") else "cpu",
+        seconds=SECONDS,
     )
+    head = _environment().get_template("repro_head.py.j2").render(
+        f=finding, rule=rule(case.op, check), seen=_seen(finding), imports=_imports(body, imports)
+    )
+    return head + body
 
 
 def render_markdown(finding: Finding, expected: Mapping[str, Any]) -> str:
@@ -87,37 +106,84 @@ def render_markdown(finding: Finding, expected: Mapping[str, Any]) -> str:
     )
 
 
-def _loader(name: str) -> str:
-    return "\n".join(
-        [
-            "from moeproof.verify.subject import find",
-            "",
-            f"run = find([{name!r}])[0].load()",
-        ]
-    )
+def _seen(finding: Finding) -> str:
+    """Return the message's first line, fit for a docstring."""
+    first = finding.violation.message.partition("\n")[0].replace("\\", "/").replace('"', "'")
+    return textwrap.fill(f"Seen: {first}"[:600], WIDTH, subsequent_indent="    ")
 
 
-def python_literal(value: Any) -> str:
-    """Return JSON data as Python source; ``nan`` and ``inf`` are names that the script defines."""
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(python_literal(v) for v in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k!r}: {python_literal(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
-        return value
-    return repr(value)
-
-
-def tensor_call(spec: TensorSpec) -> str:
-    """Return the source of a call of the script's own `tensor`."""
-    rows = python_literal(spec.rows) if spec.rows is not None else None
-    if rows is None:
-        from moeproof.strategies.case import literal
-
-        rows = python_literal(literal(spec.contents("cpu")))
-    parts = [rows, f"torch.{spec.dtype}", repr(tuple(spec.shape))]
+def tensor_call(spec: TensorSpec, name: str = "") -> str:
+    """Return the source of a tensor: a call of the script's own `tensor`, on several lines where it is long."""
+    dtype = f"torch.{spec.dtype}"
+    if not math.prod(spec.shape):
+        return f"torch.empty({tuple(spec.shape)!r}, dtype={dtype}, device=DEVICE)"
+    rows = spec.rows if spec.rows is not None else literal(spec.contents("cpu"))
+    if _is_broadcast(spec):
+        rows = rows[:1]
+    values = source(rows[0]) if not spec.shape else repeated(rows, spec.shape[0])
+    parts = [dtype, *([f'"{name}"'] if name else [])]
     if spec.strides is not None:
         parts.append(f"strides={tuple(spec.strides)!r}")
     if spec.offset:
         parts.append(f"offset={spec.offset}")
-    return f"tensor({', '.join(parts)})"
+    line = f"tensor({values}, {', '.join(parts)})"
+    if len(line) <= 76:
+        return line
+    return f"tensor(\n            {wrapped(values, 12)},\n            {', '.join(parts)},\n        )"
+
+
+def _is_broadcast(spec: TensorSpec) -> bool:
+    return spec.strides is not None and len(spec.shape) == 2 and spec.strides[0] == 0
+
+
+def _specs(finding: Finding) -> dict[str, Any]:
+    """Return the outputs' shapes and dtypes; none where a case that must be refused has no sound ones."""
+    try:
+        specs = output_specs(finding.case, finding.subject)
+    except (ValueError, TypeError, LookupError, ArithmeticError):
+        return {}
+    return {n: s for n, s in specs.items() if all(size >= 0 for size in s[0])}
+
+
+def _expected_bits(finding: Finding) -> list[Any]:
+    """Return the bits of the weights that append_shared_experts has to give."""
+    tensors, _ = finding.case.build("cpu")
+    return list(expected_append(arguments(finding.case, tensors))["weights"].tolist())
+
+
+def _loader(finding: Finding) -> tuple[list[str], str]:
+    """Return imports and statements that load a subject which has no snippet: from the user's file, or by name."""
+    name = finding.subject.source or finding.subject.name
+    where = "the file that declares it" if finding.subject.source else "moeproof, which it is part of"
+    return ["from moeproof.verify.subject import find"], f'# The subject comes from {where}.\nrun = find(["{name}"])[0].load()'
+
+
+def _split(snippet: str) -> tuple[list[str], str]:
+    """Return the imports at the start of a snippet, and the rest of it."""
+    lines = snippet.strip().splitlines()
+    imports, rest = [], len(lines)
+    for node in ast.parse(snippet.strip()).body:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            rest = node.lineno - 1
+            rest = min([rest, *(d.lineno - 1 for d in getattr(node, "decorator_list", []))])
+            break
+        imports.append(ast.unparse(node))
+    while rest and lines[rest - 1].lstrip().startswith("#"):
+        rest -= 1
+    return imports, "\n".join(lines[rest:]).strip()
+
+
+def _imports(body: str, further: list[str]) -> str:
+    """Return the import block that a script's body needs."""
+    needed = {"import torch", *further}
+    needed |= {f"import {m}" for m in ("math", "subprocess", "sys") if re.search(rf"\b{m}\.", body)}
+    if names := [n for n in ("inf", "nan") if re.search(rf"(?<![\w.\"']){n}\b(?![\"'])", body)]:
+        needed.add(f"from math import {', '.join(names)}")
+    local = {line for line in needed if line.startswith("from moeproof")}
+    foreign = {line for line in needed if re.match(r"(import|from) (torch|numpy|triton|cuda)", line)}
+    groups = [needed - local - foreign, foreign, local]
+    return "\n\n".join("\n".join(sorted(g, key=_sort_key)) for g in groups if g)
+
+
+def _sort_key(line: str) -> tuple[bool, str]:
+    return line.startswith("from"), line

@@ -45,7 +45,11 @@ def main() -> None:
         elif "case" not in request:
             _send(channel, {"ready": runner.device_name})
         elif request.get("outputs"):
-            _send(channel, {"outputs": runner.literal_outputs(Case.from_json(request["case"]))})
+            outputs = runner.literal_outputs(Case.from_json(request["case"]))
+            fatal = bool(outputs.pop("fatal", False))
+            _send(channel, {"outputs": outputs, "fatal": fatal})
+            if fatal:
+                os._exit(3)
         else:
             case = Case.from_json(request["case"])
             outcome = runner.run(case, tuple(request["extras"]), refusal=request["refusal"])

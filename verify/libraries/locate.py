@@ -95,29 +95,24 @@ def report() -> list[LibraryReport]:
 def find(name: str) -> LibraryReport:
     """Return what is found of one library of `LIBRARIES`: bare files first, then a full install."""
     library = LIBRARIES[name]
+    hint = f"pip install {name}=={library.pin}, or set {ENVIRONMENT} to a folder with {library.files[0]}"
     folder = os.environ.get(ENVIRONMENT)
-    lacking: list[str] = []
-    if folder:
-        root = Path(folder)
-        if root.is_dir():
-            lacking = [pattern for pattern in library.files if not any(root.glob(pattern))]
-            if not lacking:
-                return LibraryReport(name, _bare_version(library, root), str(root), "")
+    root = Path(folder) if folder else None
+    if root is not None and root.is_dir():
+        lacking = [pattern for pattern in library.files if not any(root.glob(pattern))]
+        if (root / library.package).is_dir() or len(lacking) < len(library.files):
+            missing = f"{folder} lacks {', '.join(lacking)}" if lacking else ""
+            return LibraryReport(name, _bare_version(library, root), str(root), missing)
     install = _install(library)
     if install is not None:
         return install
-    hint = f"pip install {name}=={library.pin}, or set {ENVIRONMENT} to a folder with {library.files[0]}"
-    if not folder:
+    if root is None:
         return LibraryReport(name, "", "", hint)
-    if not Path(folder).is_dir():
-        return LibraryReport(
-            name, "", "", f"{ENVIRONMENT} is {folder!r}; allowed: an existing folder ({hint})"
-        )
-    if len(lacking) < len(library.files):
-        return LibraryReport(
-            name, _bare_version(library, Path(folder)), folder, f"{folder} lacks {', '.join(lacking)}"
-        )
-    return LibraryReport(name, "", "", f"{ENVIRONMENT} is {folder!r}, which holds none of it; {hint}")
+    if not root.is_dir():
+        hint = f"{ENVIRONMENT} is {folder!r}; allowed: an existing folder ({hint})"
+    else:
+        hint = f"{ENVIRONMENT} is {folder!r}, which holds none of it; {hint}"
+    return LibraryReport(name, "", "", hint)
 
 
 def version(name: str) -> str:

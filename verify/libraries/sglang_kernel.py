@@ -1,42 +1,32 @@
 """sglang-kernel: SGLang's ahead-of-time operators, ``torch.ops.sgl_kernel``.
 
-Sources named below are paths in the repository sgl-project/sglang; the wheel ships their Python side.
+Sources named below are in sgl-kernel/csrc/moe of the repository sgl-project/sglang, or in the wheels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify.subject import Subject
 
-from .adapter import loader
-from .locate import version
-
-_CONTIGUOUS = ("contiguous", "offset")
-"""The operators take data pointers and check no strides, so strided input is nothing that they claim."""
+from .adapter import CONTIGUOUS, PACKAGE, gate_shape, subject
 
 # sgl_kernel/load_utils.py: sm90 (built with fast math) on compute capability 9.0, sm100 on any other.
-_LOAD = """\
-import os
-import pathlib
-
-import torch
-
-folder = os.environ.get("MOEPROOF_LIBRARIES")
+_LOAD = (
+    PACKAGE
+    + """\
 build = "sm90" if torch.cuda.get_device_capability() == (9, 0) else "sm100"
-bare = sorted(pathlib.Path(folder, "sgl_kernel").glob("*/common_ops.*")) if folder else []
-if bare:
-    matching = [file for file in bare if file.parent.name == build]
-    if not matching:
-        raise ImportError(f"this GPU takes sgl_kernel/{build}; the folder {folder} holds {bare[0].parent.name}")
-    torch.ops.load_library(str(matching[0]))
-else:
-    import sgl_kernel  # noqa: F401
+binaries = sorted(package("sgl_kernel").glob(f"{build}/common_ops.*"))
+if not binaries:
+    raise ImportError(f"this GPU needs sgl_kernel/{build}/common_ops.*, which {package('sgl_kernel')} lacks")
+torch.ops.load_library(str(binaries[0]))
 
 
 """
+)
 
 _KIMI_K2 = (
     _LOAD
@@ -77,7 +67,11 @@ _TOPK_SIGMOID = (
     + """\
 def run(args, outputs):
     torch.ops.sgl_kernel.topk_sigmoid(
-        outputs["weights"], outputs["indices"], args["logits"], args.get("renormalize", True), args.get("bias")
+        outputs["weights"],
+        outputs["indices"],
+        args["logits"],
+        args.get("renormalize", True),
+        args.get("bias"),
     )
 """
 )
@@ -92,16 +86,15 @@ def run(args, outputs):
 """
 )
 
-# Conventions of python/sglang/srt/layers/moe/moe_runner/triton_utils/moe_align_block_size.py: one bucket more than
-# experts (for -1), num_experts + 2 prefix sums, and a length of sorted_token_ids that is a multiple of 4. Only the
-# blocks in use get an expert, so the tail that the contract asks for is set beforehand.
+# As sglang/srt/layers/moe/moe_runner/triton_utils/moe_align_block_size.py calls it: one bucket more than
+# experts (for -1) and num_experts + 2 prefix sums. Only blocks in use get an expert, so the tail that the
+# contract asks for is set beforehand.
 _ALIGN = (
     _LOAD
     + """\
 def run(args, outputs):
     ids, experts, block = args["topk_ids"], args["num_experts"], args["block_size"]
-    size = outputs["sorted_token_ids"].numel()
-    places = outputs["sorted_token_ids"] if size % 4 == 0 else ids.new_empty((size + 3) // 4 * 4, dtype=torch.int32)
+    places = PLACES
     outputs["expert_ids"].fill_(-1)
     torch.ops.sgl_kernel.moe_align_block_size(
         ids,
@@ -113,43 +106,33 @@ def run(args, outputs):
         torch.empty(experts + 2, dtype=torch.int32, device=ids.device),
         True,
     )
-    return outputs | {"sorted_token_ids": places[:size]}
+    return outputs | {"sorted_token_ids": places[: outputs["sorted_token_ids"].numel()]}
 """
 )
-
-_ALIGN_EXACT = _ALIGN.replace(
-    'outputs["sorted_token_ids"] if size % 4 == 0 else ids.new_empty((size + 3) // 4 * 4, dtype=torch.int32)',
-    'outputs["sorted_token_ids"]',
+# The same caller: "The align kernel pads sorted_ids with int4 stores", so it rounds the length up to 4.
+_ALIGN_ROUNDED = _ALIGN.replace(
+    "places = PLACES",
+    """places = outputs["sorted_token_ids"]
+    if places.numel() % 4:
+        places = places.new_empty((places.numel() + 3) // 4 * 4)""",
 )
+_ALIGN_EXACT = _ALIGN.replace("PLACES", 'outputs["sorted_token_ids"]')
 
 
-def _gate(variant: str, snippet: str, domain: GateDomain, path: object) -> Subject:
-    name = f"sglang-kernel:fused_gate@{variant}"
-    return Subject(
-        name=name,
-        op="fused_gate",
-        load=loader(name, ("sglang-kernel",), snippet),
-        domain=domain,
-        device="cuda",
-        capturable=True,
-        path=path,  # type: ignore[arg-type]
-        repro=snippet,
-        version=partial(version, "sglang-kernel"),
-        tags=("library",),
-    )
+def _gate(variant: str, snippet: str, domain: GateDomain, path: Callable[[Case], str]) -> Subject:
+    return subject(f"sglang-kernel:fused_gate@{variant}", ("sglang-kernel",), snippet, domain, path)
 
 
 def _kimi_k2_path(case: Case) -> str:
-    # sgl-kernel/csrc/moe/kimi_k2_moe_fused_gate.cu: SMALL_TOKEN_THRESHOLD.
-    return "a block a token" if case.tensors["logits"].shape[0] <= 512 else "a warp a token"
+    # kimi_k2_moe_fused_gate.cu: SMALL_TOKEN_THRESHOLD.
+    return "a block a token" if gate_shape(case)[0] <= 512 else "a warp a token"
 
 
 def _kimi_k2() -> Subject:
     domain = GateDomain(
         experts=(384,),  # checked
-        topk=range(
-            1, 9
-        ),  # sgl-kernel/csrc/moe/kimi_k2_moe_fused_gate.cu: shared arrays of 8 ("up to topk=6 ...")
+        # kimi_k2_moe_fused_gate.cu, at an array of 8: "Up to topk=6, I use 8 for alignment".
+        topk=range(1, 9),
         logits_dtypes=("float32",),  # checked, as is the bias
         bias_dtypes=("float32",),
         bias="required",
@@ -158,27 +141,25 @@ def _kimi_k2() -> Subject:
         shared=range(1),
         padding=False,
         expert_map=False,
-        layouts=_CONTIGUOUS,
+        layouts=CONTIGUOUS,
         thresholds={"tokens": (512,)},
     )
     return _gate("kimi_k2", _KIMI_K2, domain, _kimi_k2_path)
 
 
 def _moe_fused_gate_path(case: Case) -> str:
-    # sgl-kernel/csrc/moe/moe_fused_gate.cu: the branches for 256 / 16 and 128 / 8 hang on an else of the dtype, so
-    # those shapes take the dynamic kernel.
-    shape = (case.tensors["logits"].shape[1], case.params.get("num_expert_group", 1))
-    return "static" if shape in ((256, 8), (128, 4)) else "dynamic"
+    # moe_fused_gate.cu: the branches for (256, 16) and (128, 8) hang on an else of the dtype,
+    # so those shapes take the dynamic kernel.
+    _, experts, _, groups, _ = gate_shape(case)
+    return "static" if (experts, groups) in ((256, 8), (128, 4)) else "dynamic"
 
 
 def _moe_fused_gate_extra(case: Case) -> str | None:
-    # sgl-kernel/csrc/moe/moe_fused_gate.cu, "Case 3": 8 <= num_experts / num_expert_group <= 32.
-    experts, groups = case.tensors["logits"].shape[1], int(case.params.get("num_expert_group", 1))
-    return (
-        None
-        if experts // groups >= 8
-        else f"{experts} experts in {groups} groups; allowed: 8 or more a group"
-    )
+    # moe_fused_gate.cu, "Case 3": 8 <= num_experts / num_expert_group <= 32.
+    _, experts, _, groups, _ = gate_shape(case)
+    if experts // groups >= 8:
+        return None
+    return f"num_expert_group is {groups}; allowed for {experts} experts: at least 8 in a group"
 
 
 def _moe_fused_gate() -> Subject:
@@ -194,7 +175,7 @@ def _moe_fused_gate() -> Subject:
         renormalize=(True,),  # it has no such flag: weights are always normalised
         padding=False,
         expert_map=False,
-        layouts=_CONTIGUOUS,
+        layouts=CONTIGUOUS,
         thresholds={"experts": (128, 256)},
         extra=_moe_fused_gate_extra,
     )
@@ -202,7 +183,7 @@ def _moe_fused_gate() -> Subject:
 
 
 def _topk_path(case: Case, *, largest: int) -> str:
-    experts = case.tensors["logits"].shape[1]
+    experts = gate_shape(case)[1]
     return "one kernel" if experts & (experts - 1) == 0 and experts <= largest else "workspace"
 
 
@@ -213,9 +194,10 @@ def _topk_sigmoid() -> Subject:
         groups="none",
         shared=range(1),
         scale_on_output=(False,),
+        scale=False,
         padding=False,
         expert_map=False,
-        layouts=_CONTIGUOUS,
+        layouts=CONTIGUOUS,
         thresholds={"experts": (1, 2, 4, 8, 16, 32, 64, 128, 256)},
     )
     return _gate("topk_sigmoid", _TOPK_SIGMOID, domain, partial(_topk_path, largest=256))
@@ -223,65 +205,60 @@ def _topk_sigmoid() -> Subject:
 
 def _topk_softmax() -> Subject:
     domain = GateDomain(
-        # Its correction_bias joins the logits before the softmax and so enters the weights: another operation.
+        # Its correction_bias joins the logits before the softmax and so enters the weights: another op.
         bias="none",
         scorings=("softmax",),
         groups="none",
         shared=range(1),
         scale_on_output=(False,),
+        scale=False,
         padding=False,
         expert_map=False,
-        layouts=_CONTIGUOUS,
+        layouts=CONTIGUOUS,
         thresholds={"experts": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), "topk": (1,)},
     )
     return _gate("topk_softmax", _TOPK_SOFTMAX, domain, partial(_topk_path, largest=512))
 
 
 def _align_path(case: Case) -> str:
-    # sgl-kernel/csrc/moe/moe_align_kernel.cu: small_batch_expert_mode; a bucket more than experts.
+    # moe_align_kernel.cu: small_batch_expert_mode; a bucket more than experts.
     tokens, topk = case.tensors["topk_ids"].shape
     small = tokens * topk < 1024 and int(case.params["num_experts"]) + 1 <= 64
     return "small batch" if small else "two kernels"
 
 
 def _align(variant: str, snippet: str) -> Subject:
-    name = f"sglang-kernel:moe_align_block_size{variant}"
     domain = AlignDomain(
         experts=range(1, 1024),  # one thread of a block of 1024 a bucket, and a bucket more than experts
         # kernels/ops/moe/moe_align.py: "IDs must be in [-1, num_experts - 2]", counting that bucket.
         out_of_range=False,
         expert_map=False,
-        layouts=_CONTIGUOUS,
+        layouts=CONTIGUOUS,
         thresholds={"ids": (1023, 1024), "experts": (63, 64)},
     )
-    return Subject(
-        name=name,
-        op="moe_align_block_size",
-        load=loader(name, ("sglang-kernel",), snippet),
-        domain=domain,
-        device="cuda",
+    return subject(
+        f"sglang-kernel:moe_align_block_size{variant}",
+        ("sglang-kernel",),
+        snippet,
+        domain,
+        _align_path,
         order="any",  # places within an expert are handed out by atomic increments
         minus_one="sentinel_blocks",
         bitwise=False,
-        capturable=True,
-        path=_align_path,
-        repro=snippet,
-        version=partial(version, "sglang-kernel"),
-        tags=("library",),
     )
 
 
 def subjects() -> list[Subject]:
     """Return the subjects of sglang-kernel.
 
-    ``moe_align_block_size`` follows SGLang's own caller; ``moe_align_block_size@exact`` passes a `sorted_token_ids`
-    of any length, which the operator takes without a check.
+    ``moe_align_block_size`` follows SGLang's own caller; ``moe_align_block_size@exact`` passes a
+    `sorted_token_ids` of any length, which the operator takes unchecked.
     """
     return [
         _kimi_k2(),
         _moe_fused_gate(),
         _topk_sigmoid(),
         _topk_softmax(),
-        _align("", _ALIGN),
+        _align("", _ALIGN_ROUNDED),
         _align("@exact", _ALIGN_EXACT),
     ]

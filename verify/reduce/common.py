@@ -102,6 +102,21 @@ def simpler_values(case: Case, names: tuple[str, ...]) -> Iterator[Case]:
         yield from _cells(case, name, spec)
 
 
+def flatter(case: Case, name: str) -> Iterator[Case]:
+    """Runs of a 1-d float tensor set to 0, long runs first."""
+    spec = case.tensors.get(name)
+    if spec is None or spec.rows is None or len(spec.shape) != 1:
+        return
+    row = spec.rows
+    length = len(row)
+    while length >= 1:
+        for start in range(0, len(row), length):
+            if any(repr(v) != "0.0" for v in row[start : start + length]):
+                zeros = (0.0,) * len(row[start : start + length])
+                yield case.but(**{name: replace(spec, rows=(*row[:start], *zeros, *row[start + length :]))})
+        length //= 2
+
+
 def _cells(case: Case, name: str, spec: TensorSpec) -> Iterator[Case]:
     """Single cells set to 0, in small tensors."""
     assert spec.rows is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from moeproof.strategies.case import Case
@@ -29,6 +30,8 @@ def cost(case: Case) -> tuple[Any, ...]:
     extra = sum(name in case.tensors for name in OPTIONAL)
     flags = sum(name in case.params and case.params[name] != value for name, value in PLAIN.items())
     distinct = sum(len(values_of(spec)) for spec in case.tensors.values())
+    finite = (v for spec in case.tensors.values() for v in values_of(spec) if math.isfinite(v))
+    magnitude = sum(min(abs(v), 1e6) for v in finite)
     values = [len(repr(spec.rows)) for spec in case.tensors.values() if spec.rows is not None]
     if case.op == "fused_gate":
         sizes = (tokens(case), case.tensors["logits"].shape[1], case.params["topk"])
@@ -38,4 +41,4 @@ def cost(case: Case) -> tuple[Any, ...]:
     else:
         shared = int(case.params.get("num_fused_shared_experts", 1))
         sizes = (tokens(case), case.tensors["topk_ids"].shape[1], shared, case.params["num_experts"])
-    return (*sizes, extra + flags + layouts + narrow, recipes, distinct, sum(values))
+    return (*sizes, extra + flags + layouts + narrow, recipes, distinct, sum(values), magnitude)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify.violation import Violation
 
-from .common import fewer_tokens, plain_tensors, simpler_values
+from .common import fewer_tokens, flatter, plain_tensors, simpler_values
 from .cost import OPTIONAL, PLAIN
 from .literal import spelled_case, take_columns, tokens
 from .probe import Probe
@@ -30,6 +30,7 @@ def candidates(case: Case, violation: Violation, probe: Probe) -> Iterator[Case]
     yield from _fewer_places(case)
     if tokens(case) == 1 and probe.check in BATCHED and probe.attempts == 1:
         yield from _batched_values(case, probe)
+    yield from flatter(case, "bias")
     yield from simpler_values(case, ("logits", "bias", "expert_map", "num_token_non_padded"))
 
 
@@ -82,14 +83,15 @@ def _fewer_experts(case: Case, probe: Probe) -> Iterator[Case]:
 
 
 def _parts(count: int) -> Iterator[range]:
-    """Yield runs to leave out, long ones first, down to single items."""
-    length = count - 1 if count <= 2 else (count * 3) // 4
-    while length >= 1:
-        for start in range(0, count, length):
+    """Yield runs to leave out, long ones first, down to pairs and single items."""
+    lengths = [count - 1, count * 3 // 4]
+    while lengths[-1] > 2:
+        lengths.append(lengths[-1] // 2)
+    for length in dict.fromkeys([*lengths, 2, 1]):
+        for start in range(0, count, max(length, 1)):
             part = range(start, min(start + length, count))
-            if len(part) < count:
+            if 0 < len(part) < count:
                 yield part
-        length = length // 2
 
 
 def _keep(case: Case, columns: Sequence[int], groups: int) -> Case:
@@ -101,7 +103,9 @@ def _keep(case: Case, columns: Sequence[int], groups: int) -> Case:
     if "expert_map" in case.tensors:
         spec = case.tensors["expert_map"]
         changes["expert_map"] = take_columns(spec, [*columns, *range(experts, spec.shape[0])])
-    kept = case.but(**changes)
+    routed = int(case.params["topk"]) - int(case.params.get("num_fused_shared_experts", 0))
+    topk = int(case.params["topk"]) - max(0, routed - len(columns))
+    kept = case.but(topk=topk, **changes)
     if groups != int(case.params.get("num_expert_group", 1)):
         topk_group = min(int(case.params["topk_group"]), groups)
         return kept.but(num_expert_group=groups, topk_group=topk_group)

@@ -1,0 +1,90 @@
+"""Each planted bug is found within its number of examples, and shrinks to its size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from zoo import WRONG, Entry
+
+from moeproof.strategies.case import Case
+from moeproof.verify.campaign import EXTRA_EVERY
+from moeproof.verify.child import Child, Executor, Inline, Isolated
+from moeproof.verify.explore import beyond, explore, inside
+from moeproof.verify.reduce.engine import Reduced, reduce_case
+from moeproof.verify.violation import Violation
+
+DEADLY = {"cuda_error", "hang"}
+MAX_ELEMENTS = 1 << 13
+
+
+class Found(Exception):
+    def __init__(self, case: Case, violation: Violation, refusal: bool) -> None:
+        self.case, self.violation, self.refusal = case, violation, refusal
+
+
+def hunt(executor: Executor, entry: Entry, seed: int) -> Found | None:
+    """Return the first failure of an admissible class within the entry's number of examples."""
+    subject = executor.subject
+    ran = 0
+    refusal = entry.check == ("domain",) and subject.refuses
+
+    def body(case: Case) -> None:
+        nonlocal ran
+        extras = () if refusal else tuple(n for n, every in EXTRA_EVERY.items() if ran % every == 0)
+        ran += 1
+        outcome = executor.run(case, extras, refusal=refusal)
+        for violation in outcome.violations:
+            if violation.check in entry.check:
+                raise Found(case, violation, refusal)
+
+    strategy = beyond(subject.domain) if refusal else inside(subject.op, subject.domain, max_elements=MAX_ELEMENTS)
+    try:
+        explore(strategy, body, start=seed, count=entry.examples)
+    except Found as found:
+        return found
+    return None
+
+
+def reduced(executor: Executor, found: Found) -> Reduced:
+    return reduce_case(executor, found.case, found.violation, seconds=20, refusal=found.refusal)
+
+
+def sizes(case: Case) -> dict[str, int]:
+    main = case.tensors["logits" if case.op == "fused_gate" else "topk_ids"]
+    if case.op == "moe_align_block_size":
+        # Reduction spells ids as a column where it can: [3, 1] is as small as [1, 3].
+        ids = main.shape[0] * main.shape[1]
+        return {"rows": -(-ids // 3), "experts": int(case.params["num_experts"]), "topk": min(main.shape)}
+    topk = case.params["topk"] if case.op == "fused_gate" else main.shape[1]
+    experts = main.shape[1] if case.op == "fused_gate" else case.params["num_experts"]
+    return {"rows": main.shape[0], "experts": int(experts), "topk": int(topk)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    # One thread, as in the child processes: the pool's start-up costs more than these small tensors.
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("entry", WRONG, ids=lambda e: e.subject.name.partition(":")[2])
+def test_planted_bug_is_found_and_shrinks(entry: Entry) -> None:
+    if DEADLY & set(entry.check):
+        with Child(seconds=2.0) as child:
+            check_entry(Isolated(entry.subject, child), entry)
+    else:
+        check_entry(Inline(entry.subject), entry)
+
+
+def check_entry(executor: Executor, entry: Entry) -> None:
+    found = hunt(executor, entry, seed=0)
+    assert found is not None, f"{entry.why} Not found in {entry.examples} examples."
+    result = reduced(executor, found)
+    got = sizes(result.case)
+    limits = {"rows": entry.rows, "experts": entry.experts, "topk": entry.topk}
+    too_large = {n: (got[n], limit) for n, limit in limits.items() if limit is not None and got[n] > limit}
+    assert not too_large, f"{entry.why} Shrunk to {result.case.dumps()} (got, allowed): {too_large}"
+    assert result.failed > 0
+
+
+def test_the_zoo_is_large_enough() -> None:
+    assert len(WRONG) >= 40

@@ -1,0 +1,256 @@
+"""vllm: the operators of its stable-ABI extension, ``torch.ops._moe_C``.
+
+Sources named below are in csrc/libtorch_stable/moe of the repository vllm-project/vllm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moeproof.strategies.case import Case
+from moeproof.strategies.domain import AlignDomain, GateDomain
+from moeproof.verify.subject import Subject
+
+from .adapter import CONTIGUOUS, PACKAGE, gate_shape, subject
+
+_LOAD = (
+    PACKAGE
+    + """\
+torch.ops.load_library(str(package("vllm") / "_moe_C_stable_libtorch.abi3.so"))
+
+
+"""
+)
+
+# The operators multiply by the factor they get, always: their callers pass 1 where it isn't for the output.
+_FACTOR = """\
+def factor(args):
+    on_output = args.get("apply_routed_scaling_factor_on_output", False)
+    return args.get("routed_scaling_factor", 1.0) if on_output else 1.0
+
+
+"""
+
+_GROUPED_TOPK = (
+    _LOAD
+    + _FACTOR
+    + """\
+SIGMOID = 1
+
+
+def run(args, outputs):
+    weights, indices = torch.ops._moe_C.grouped_topk(
+        args["logits"],
+        args.get("num_expert_group", 1),
+        args.get("topk_group", 1),
+        args["topk"],
+        args.get("renormalize", True),
+        factor(args),
+        args["bias"],
+        SIGMOID,
+    )
+    return {"weights": weights, "indices": indices}
+"""
+)
+
+_TOPK_SIGMOID = (
+    _LOAD
+    + _FACTOR
+    + """\
+def run(args, outputs):
+    torch.ops._moe_C.topk_sigmoid(
+        outputs["weights"],
+        outputs["indices"],
+        torch.empty_like(outputs["indices"]),
+        args["logits"],
+        args.get("renormalize", True),
+        args.get("bias"),
+        factor(args),
+        None,
+    )
+"""
+)
+
+_TOPK_SOFTMAX = (
+    _LOAD
+    + """\
+def run(args, outputs):
+    torch.ops._moe_C.topk_softmax(
+        outputs["weights"],
+        outputs["indices"],
+        torch.empty_like(outputs["indices"]),
+        args["logits"],
+        args.get("renormalize", True),
+        args.get("bias"),
+        None,
+    )
+"""
+)
+
+_TOPK_SOFTPLUS_SQRT = (
+    _LOAD
+    + _FACTOR
+    + """\
+def run(args, outputs):
+    torch.ops._moe_C.topk_softplus_sqrt(
+        outputs["weights"],
+        outputs["indices"],
+        torch.empty_like(outputs["indices"]),
+        args["logits"],
+        args.get("renormalize", True),
+        factor(args),
+        args.get("bias"),
+        None,
+        None,
+        None,
+    )
+"""
+)
+
+_ALIGN = (
+    _LOAD
+    + """\
+def run(args, outputs):
+    torch.ops._moe_C.moe_align_block_size(
+        args["topk_ids"],
+        args["num_experts"],
+        args["block_size"],
+        outputs["sorted_token_ids"],
+        outputs["expert_ids"],
+        outputs["num_tokens_post_pad"],
+        args.get("expert_map"),
+        None,
+    )
+"""
+)
+
+
+def _gate(variant: str, snippet: str, domain: GateDomain, path: Callable[[Case], str]) -> Subject:
+    return subject(f"vllm:fused_gate@{variant}", ("vllm",), snippet, domain, path)
+
+
+def _grouped_path(case: Case) -> str:
+    # grouped_topk_kernels.cu, invokeNoAuxTc.
+    _, experts, topk, groups, kept = gate_shape(case)
+    if groups == 1 and experts <= 512 and (topk <= 8 or topk == 22):
+        return "one group, " + ("E<=128" if experts <= 128 else "E<=384" if experts <= 384 else "E<=512")
+    each = experts // groups
+    small = experts <= 256 and each <= 32 and each * kept <= 128 and topk <= 8 and kept <= 4
+    return "groups" if groups > 1 and small else "general"
+
+
+def _grouped_extra(case: Case) -> str | None:
+    # The general kernel scores and sums in the dtype of the logits; the contract can judge float32 only.
+    dtype = case.tensors["logits"].dtype
+    if dtype == "float32" or _grouped_path(case) != "general":
+        return None
+    return f"logits are {dtype}; allowed for a shape that takes the general kernel: float32"
+
+
+def _grouped_topk() -> Subject:
+    domain = GateDomain(
+        bias="required",
+        scorings=("sigmoid",),
+        max_groups=32,  # checked
+        shared=range(1),
+        padding=False,
+        expert_map=False,
+        layouts=CONTIGUOUS,
+        thresholds={"experts": (128, 256, 384, 512), "topk": (8, 22)},
+        extra=_grouped_extra,
+    )
+    return _gate("grouped_topk", _GROUPED_TOPK, domain, _grouped_path)
+
+
+_ONE_KERNEL = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 576)
+"""Numbers of experts for which topk_softmax_kernels.cu has a kernel without workspace."""
+
+
+def _topk_path(case: Case) -> str:
+    return "one kernel" if gate_shape(case)[1] in _ONE_KERNEL else "workspace"
+
+
+def _topk_sigmoid() -> Subject:
+    domain = GateDomain(
+        bias_dtypes=("float32",),  # checked
+        scorings=("sigmoid",),
+        groups="none",
+        shared=range(1),
+        padding=False,  # is_padding masks ids, not weights
+        expert_map=False,
+        layouts=CONTIGUOUS,
+        # topk_softmax_kernels.cu documents another rule: "clamp NaN/Inf values to 0 to prevent duplicate
+        # expert IDs", so that a NaN ranks as its bias.
+        nan=False,
+        thresholds={"experts": _ONE_KERNEL},
+    )
+    return _gate("topk_sigmoid", _TOPK_SIGMOID, domain, _topk_path)
+
+
+def _topk_softmax(*, bias: bool) -> Subject:
+    domain = GateDomain(
+        bias_dtypes=("float32",),  # checked
+        bias="required" if bias else "none",
+        scorings=("softmax",),
+        groups="none",
+        shared=range(1),
+        scale_on_output=(False,),
+        scale=False,
+        padding=False,  # is_padding masks ids, not weights
+        expert_map=False,
+        layouts=CONTIGUOUS,
+        # Without a bias the clamp of NaN to 0 (see above) gives what the contract asks for: ids 0, 1, ...
+        nan=not bias,
+        inf=not bias,
+        thresholds={"experts": _ONE_KERNEL},
+    )
+    return _gate("topk_softmax_bias" if bias else "topk_softmax", _TOPK_SOFTMAX, domain, _topk_path)
+
+
+def _topk_softplus_sqrt() -> Subject:
+    domain = GateDomain(
+        experts=_ONE_KERNEL,  # checked: "Unsupported expert number"
+        bias_dtypes=("float32",),  # read as such
+        scorings=("sqrtsoftplus",),
+        groups="none",
+        shared=range(1),
+        padding=False,  # is_padding masks ids, not weights
+        expert_map=False,
+        layouts=CONTIGUOUS,
+    )
+    return _gate("topk_softplus_sqrt", _TOPK_SOFTPLUS_SQRT, domain, _topk_path)
+
+
+def _align_path(case: Case) -> str:
+    # moe_align_sum_kernels.cu: small_batch_expert_mode.
+    tokens, topk = case.tensors["topk_ids"].shape
+    return "small batch" if tokens * topk < 1024 and int(case.params["num_experts"]) <= 64 else "two kernels"
+
+
+def _align() -> Subject:
+    domain = AlignDomain(
+        experts=range(1, 993),  # checked: rounded up to 32 it must be below 1024
+        layouts=CONTIGUOUS,
+        thresholds={"ids": (1023, 1024), "experts": (64, 65, 992)},
+    )
+    return subject(
+        "vllm:moe_align_block_size",
+        ("vllm",),
+        _ALIGN,
+        domain,
+        _align_path,
+        order="any",  # places within an expert are handed out by atomic increments
+        bitwise=False,
+    )
+
+
+def subjects() -> list[Subject]:
+    """Return the subjects of vllm."""
+    return [
+        _grouped_topk(),
+        _topk_sigmoid(),
+        _topk_softmax(bias=False),
+        _topk_softmax(bias=True),
+        _topk_softplus_sqrt(),
+        _align(),
+    ]
