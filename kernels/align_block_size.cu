@@ -185,40 +185,46 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
 
   const long long begin = MODE == SINGLE ? 0 : (long long)blockIdx.x * p.tile_length;
   const int end = (int)min(MODE == SINGLE ? (long long)p.numel : begin + p.tile_length, (long long)p.numel);
-  Round<WARPS, CHUNKS> round;
-  if (places) round.load(p, (int)begin, (int)min(begin + ROUND, (long long)end));
-
-  if (MODE == FUSED)
-    for (int e = tid; e < experts; e += THREADS) totals[e] = prefixes[e] = 0;
   // Warps with ids: the others' counters are never touched. Few ids leave most warps idle.
   const int used = MODE == SINGLE ? min(WARPS, (p.numel + 31) / 32) : WARPS;
-  for (int w = 0; w < used; ++w)
-    for (int e = tid; e < experts; e += THREADS) counts[w][e] = 0;
-  if (MODE == SINGLE)
-    for (int i = low + tid; i < high; i += THREADS) p.sorted_ids[i] = p.numel;
-  __syncthreads();  // counters are zero, and SINGLE's slice is filled, before anything is counted or placed
 
-  if (MODE == FUSED) {
-    // Warps share the tiles: warp w sums every 16th, a lane one expert of 32.
-    for (int base = 0; base < experts; base += 32) {
-      const int e = base + lane;
-      if (e >= experts) break;
-      int total = 0, prefix = 0;
-#pragma unroll 8
-      for (int t = warp; t < p.tiles; t += THREADS / 32) {
-        const int count = p.tile_counts[(long long)t * experts + e];
-        total += count;
-        if (t < (int)blockIdx.x) prefix += count;
-      }
-      atomicAdd(&totals[e], total);
-      atomicAdd(&prefixes[e], prefix);
+  Round<WARPS, CHUNKS> round;
+  int counted[PER], all = 0;  // ids of the round by expert; padded total of all experts
+  for (long long base = begin;; base += ROUND) {
+    const bool opening = base == begin;
+    if (places) round.load(p, (int)base, (int)min(base + ROUND, (long long)end));
+    for (int w = 0; w < used; ++w)
+      for (int e = tid; e < experts; e += THREADS) counts[w][e] = 0;
+    if (opening) {
+      if (MODE == FUSED)
+        for (int e = tid; e < experts; e += THREADS) totals[e] = prefixes[e] = 0;
+      if (MODE == SINGLE)
+        for (int i = low + tid; i < high; i += THREADS) p.sorted_ids[i] = p.numel;
+    } else {
+#pragma unroll
+      for (int i = 0; i < PER; ++i)
+        if (tid * PER + i < experts) offsets[tid * PER + i] += counted[i];
     }
-  }
-  if (places && warp < WARPS) round.count(counts[warp], experts);
-  __syncthreads();  // the first round is counted by warp, and FUSED's sums are complete
+    __syncthreads();  // counters are zero, and SINGLE's slice is filled, before anything is counted or placed
 
-  int counted[PER];  // of this round, by expert; counts[w] becomes the exclusive prefix over the warps
-  const auto scan_warps = [&]() {
+    if (MODE == FUSED && opening) {
+      // Warp w sums every 16th tile, a lane one expert of 32.
+      for (int e = lane; e < experts; e += 32) {
+        int total = 0, prefix = 0;
+#pragma unroll 8
+        for (int t = warp; t < p.tiles; t += THREADS / 32) {
+          const int count = p.tile_counts[(long long)t * experts + e];
+          total += count;
+          if (t < (int)blockIdx.x) prefix += count;
+        }
+        atomicAdd(&totals[e], total);
+        atomicAdd(&prefixes[e], prefix);
+      }
+    }
+    if (places && warp < WARPS) round.count(counts[warp], experts);
+    __syncthreads();  // the round is counted by warp, and FUSED's sums are complete
+
+    // counts[w] becomes the exclusive prefix over the warps.
 #pragma unroll
     for (int i = 0; i < PER; ++i) {
       const int e = tid * PER + i;
@@ -231,35 +237,34 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
         }
       counted[i] = sum;
     }
-  };
-  scan_warps();
-
-  int padded[PER], own = 0, all;
+    if (opening) {
+      int padded[PER], own = 0;
 #pragma unroll
-  for (int i = 0; i < PER; ++i) {
-    const int e = tid * PER + i;
-    int total = 0;
-    if (e < experts) total = MODE == SINGLE ? counted[i] : MODE == FUSED ? totals[e] : p.expert_counts[e];
-    padded[i] = (total + p.block_size - 1) / p.block_size * p.block_size;
-    own += padded[i];
-  }
-  int at = block_prefix(own, sums, all);
+      for (int i = 0; i < PER; ++i) {
+        const int e = tid * PER + i;
+        int total = 0;
+        if (e < experts) total = MODE == SINGLE ? counted[i] : MODE == FUSED ? totals[e] : p.expert_counts[e];
+        padded[i] = (total + p.block_size - 1) / p.block_size * p.block_size;
+        own += padded[i];
+      }
+      int at = block_prefix(own, sums, all);
 #pragma unroll
-  for (int i = 0; i < PER; ++i) {
-    const int e = tid * PER + i;
-    if (e <= experts) {
-      int before = 0;  // ids of e in earlier tiles: where this block's go
-      if (places && e < experts)
-        before = MODE == FUSED ? prefixes[e]
-                 : MODE == SCANNED ? p.tile_counts[(long long)blockIdx.x * experts + e] : 0;
-      offsets[e] = at + before;
+      for (int i = 0; i < PER; ++i) {
+        const int e = tid * PER + i;
+        if (e <= experts) {
+          int before = 0;  // ids of e in earlier tiles: where this block's go
+          if (places && e < experts)
+            before = MODE == FUSED ? prefixes[e]
+                     : MODE == SCANNED ? p.tile_counts[(long long)blockIdx.x * experts + e] : 0;
+          offsets[e] = at + before;
+        }
+        at += padded[i];
+      }
+      if (tid == THREADS - 1 && experts == BUCKETS) offsets[BUCKETS] = all;
     }
-    at += padded[i];
-  }
-  if (tid == THREADS - 1 && experts == BUCKETS) offsets[BUCKETS] = all;
-  __syncthreads();  // offsets, and the prefixes over the warps, are written before they are used
+    __syncthreads();  // offsets, and the prefixes over the warps, are written before they are used
 
-  const auto place_round = [&]() {
+    if (!places) break;
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) {
       const int e = round.expert[c];
@@ -267,26 +272,10 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
       const int position = offsets[e] + counts[warp][e] + round.rank[c];
       if (MODE != SINGLE || (position >= low && position < high)) p.sorted_ids[position] = round.first + c * 32;
     }
-  };
-  if (places) place_round();
-  if (MODE != SINGLE && places) {
-    for (long long base = begin + ROUND; base < end; base += ROUND) {
-      __syncthreads();  // the round is placed before its counters are cleared
-#pragma unroll
-      for (int i = 0; i < PER; ++i)
-        if (tid * PER + i < experts) offsets[tid * PER + i] += counted[i];
-      for (int w = 0; w < WARPS; ++w)
-        for (int e = tid; e < experts; e += THREADS) counts[w][e] = 0;
-      round.load(p, (int)base, (int)min(base + ROUND, (long long)end));
-      __syncthreads();  // counters are zero before the next round is counted
-      if (warp < WARPS) round.count(counts[warp], experts);
-      __syncthreads();  // the round is counted before the warps' counts are scanned
-      scan_warps();
-      __syncthreads();  // the prefixes are written before they are used
-      place_round();
-    }
-    return;
+    if (MODE == SINGLE || base + ROUND >= end) break;
+    __syncthreads();  // the round is placed before its counters are cleared and its offsets moved on
   }
+  if (MODE != SINGLE && places) return;
 
   if (finisher == 0 && tid == 0) *p.total_padded = all;
   const int blocks = p.capacity / p.block_size;

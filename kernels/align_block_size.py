@@ -14,8 +14,7 @@ from .launcher import Kernel, Params, load_kernel
 __all__ = ["capacity", "moe_align_block_size"]
 
 _FILE = "align_block_size.cu"
-_LAYOUT = "<7q3q8i"  # AlignParams of align_block_size.cu
-_params = Params(_LAYOUT)
+_params = Params(7, "3q8i")  # AlignParams of align_block_size.cu
 _NAMES = ("sorted_token_ids", "expert_ids", "num_tokens_post_pad")
 _MAX_PREPARED = 4096
 
@@ -32,7 +31,7 @@ class _Prepared:
     totals_at: int  # bytes from the scratch's start to the expert counts
     plan: AlignPlan | None  # None: no ids
     launches: tuple[tuple[Kernel, int, int], ...]
-    constants: tuple[int, ...]
+    constants: bytes
 
 
 _prepared: dict[Any, _Prepared] = {}
@@ -129,6 +128,7 @@ def run(
         memory = torch.empty(prepared.scratch, dtype=torch.int32, device=topk_ids.device)
         scratch = memory.data_ptr()
     params = _params.pack(
+        prepared.constants,
         topk_ids.data_ptr(),
         0 if expert_map is None else expert_map.data_ptr(),
         places.data_ptr(),
@@ -136,7 +136,6 @@ def run(
         total.data_ptr(),
         scratch,
         scratch + prepared.totals_at,
-        *prepared.constants,
     )
     for kernel, grid, block in prepared.launches:
         kernel.launch(grid, block, params)
@@ -188,7 +187,7 @@ def _prepare(
     numel = topk_ids.numel()
     length = capacity(numel, num_experts, block_size)
     if numel == 0:
-        return _Prepared(length, length // block_size, 0, 0, None, (), ())
+        return _Prepared(length, length // block_size, 0, 0, None, (), b"")
     chosen = plan(numel, num_experts, block_size)
     index = topk_ids.device.index
     launches = [(load_kernel(_FILE, chosen.place, index), chosen.grid, THREADS)]
@@ -198,7 +197,7 @@ def _prepare(
     if chosen.histogram:
         launches.insert(0, (load_kernel(_FILE, chosen.histogram, index), chosen.tiles, THREADS))
     places, row_stride, column_stride = _as_rows(topk_ids)
-    constants = (
+    constants = _params.freeze(
         row_stride,
         column_stride,
         0 if expert_map is None else expert_map.stride(0),

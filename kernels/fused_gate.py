@@ -11,8 +11,7 @@ from . import validate
 from .gate_plan import SCORINGS, GatePlan, plan
 from .launcher import Kernel, Params, load_kernel, sm_count
 
-_LAYOUT = "<6q5q8i2f"  # GateParams of fused_gate.cu
-_params = Params(_LAYOUT)
+_params = Params(6, "5q8i2f")  # GateParams of fused_gate.cu
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MAX_PREPARED = 4096
@@ -26,7 +25,7 @@ class _Prepared:
     device: torch.device
     plan: GatePlan | None  # None: no tokens
     kernel: Kernel | None
-    constants: tuple[int | float, ...]
+    constants: bytes
 
 
 _prepared: dict[Any, _Prepared] = {}
@@ -187,13 +186,13 @@ def run(
     if prepared.kernel is None or prepared.plan is None:
         return weights, indices
     params = _params.pack(
+        prepared.constants,
         address,
         0 if bias is None else bias.data_ptr(),
         weights.data_ptr(),
         indices.data_ptr(),
         0 if num_token_non_padded is None else num_token_non_padded.data_ptr(),
         0 if expert_map is None else expert_map.data_ptr(),
-        *prepared.constants,
     )
     prepared.kernel.launch(prepared.plan.grid, prepared.plan.block, params)
     return weights, indices
@@ -277,7 +276,7 @@ def _prepare(
     validate.on_cuda("logits", logits)
     tokens, experts = logits.shape
     if tokens == 0:
-        return _Prepared((tokens, topk), logits.device, None, None, ())
+        return _Prepared((tokens, topk), logits.device, None, None, b"")
     rows, columns = logits.stride()
     index = logits.device.index
     chosen = plan(
@@ -291,7 +290,7 @@ def _prepare(
         alignment=_alignment(logits.data_ptr(), rows * logits.itemsize if tokens > 1 else 0),
         sm_count=sm_count(index),
     )
-    constants = (
+    constants = _params.freeze(
         tokens,
         rows,
         columns,

@@ -31,8 +31,9 @@ class LaunchError(RuntimeError):
 def _driver() -> Any:
     """Return the driver library, initialised. Never called without a CUDA device."""
     cuda = ctypes.CDLL("libcuda.so.1")
-    pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
-    cuda.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    # cuLaunchKernel gets no argtypes: converting eleven arguments by them costs more than the call itself.
+    # Its pointers are passed as c_void_p instead, its numbers fit a C int.
+    pointer = ctypes.c_void_p
     cuda.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
     cuda.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
     cuda.cuDevicePrimaryCtxRetain.argtypes = [pointer, ctypes.c_int]
@@ -57,19 +58,36 @@ def _check(status: int, call: str) -> None:
 
 
 class Params(threading.local):
-    """A kernel's parameter struct, one a thread: the driver copies it while the GIL is released."""
+    """A kernel's parameter struct, one a thread: the driver copies it while the GIL is released.
 
-    def __init__(self, layout: str) -> None:
-        packer = struct.Struct(layout)
-        self._buffer = ctypes.create_string_buffer(packer.size)
-        self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._buffer))
-        self._pack = packer.pack_into
-        self.address = ctypes.addressof(self._pointers)
+    Parameters
+    ----------
+    pointers : int
+        Number of pointers, which the struct starts with.
+    values : str
+        The fields behind them, in the letters of the struct module.
+    """
 
-    def pack(self, *values: int | float) -> int:
-        """Fill the struct; return the address of its parameter array."""
-        self._pack(self._buffer, 0, *values)
-        return self.address
+    def __init__(self, pointers: int, values: str) -> None:
+        self._values = struct.Struct(f"<{values}")
+        self.size = 8 * pointers + self._values.size
+        buffer = bytearray(self.size)
+        self._struct = (ctypes.c_char * self.size).from_buffer(buffer)
+        self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._struct))
+        array = ctypes.c_void_p(ctypes.addressof(self._pointers))
+        # One attribute, since looking one up in a thread's local storage is slow.
+        self._slot = (struct.Struct(f"<{pointers}Q").pack_into, buffer, slice(8 * pointers, None), array)
+
+    def freeze(self, *values: int | float) -> bytes:
+        """Return the fields behind the pointers as bytes."""
+        return self._values.pack(*values)
+
+    def pack(self, frozen: bytes, *pointers: int) -> ctypes.c_void_p:
+        """Fill the struct; return its parameter array, good until this thread's next call."""
+        pack_into, buffer, behind, array = self._slot
+        pack_into(buffer, 0, *pointers)
+        buffer[behind] = frozen
+        return array
 
 
 class Kernel:
@@ -78,17 +96,17 @@ class Kernel:
     def __init__(self, device: int, context: int, function: int) -> None:
         self.device = device
         self._context = context
-        self._function = function
+        self._function = ctypes.c_void_p(function)
         self._launch = _driver().cuLaunchKernel
 
-    def launch(self, grid: int, block: int, params: int) -> None:
+    def launch(self, grid: int, block: int, params: ctypes.c_void_p) -> None:
         """Launch on torch's current stream of this kernel's device.
 
         Parameters
         ----------
         grid, block : int
             Blocks, and threads a block.
-        params : int
+        params : c_void_p
             What `Params.pack` returned.
 
         Raises
@@ -102,8 +120,8 @@ class Kernel:
         else:
             self._submit(grid, block, params)
 
-    def _submit(self, grid: int, block: int, params: int) -> None:
-        stream = torch._C._cuda_getCurrentRawStream(self.device)
+    def _submit(self, grid: int, block: int, params: ctypes.c_void_p) -> None:
+        stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(self.device))
         status = self._launch(self._function, grid, 1, 1, block, 1, 1, 0, stream, params, None)
         if status == _INVALID_CONTEXT:  # a thread that has made no CUDA call yet
             _check(_driver().cuCtxSetCurrent(self._context), "cuCtxSetCurrent")

@@ -81,8 +81,9 @@ def _cases(
     room = CAPACITY_FACTOR * max_elements - count
     largest = max(1 + room // max(min(count, experts + 1), 1), all_block_sizes.allowed[0])
     block_size = all_block_sizes.draw(draw, 1, largest)
-    space = IdSpace(experts, block_size, domain.minus_one, domain.out_of_range)
-    spec = TensorSpec(pick(draw, domain.ids_dtypes), (rows, topk), recipe=ids(draw, rows, topk, space))
+    dtype = pick(draw, domain.ids_dtypes)
+    space = IdSpace(experts, block_size, domain.minus_one, domain.out_of_range, wide=dtype == "int64")
+    spec = TensorSpec(dtype, (rows, topk), recipe=ids(draw, rows, topk, space))
     tensors = {"topk_ids": with_layout(draw, spec, domain.layouts)}
     if domain.expert_map and chance(draw, 4):
         tensors["expert_map"] = TensorSpec("int32", (experts,), recipe=_expert_map(draw, experts))

@@ -76,11 +76,11 @@ def _cases(
     weights = scores.logits(draw, count, scores.Row(topk), most=1)
     form = pick(draw, domain.shared_forms)
     shape = {"matrix": (count, shared), "vector": (count,), "scalar": ()}[form]
-    shared_row = scores.Row(shape[-1] if shape else 1)
+    shared_row = scores.Row(max(1, shape[-1]) if shape else 1)
+    ids_dtype = pick(draw, domain.ids_dtypes)
+    space = IdSpace(experts, wide=ids_dtype == "int64")
     specs = {
-        "topk_ids": TensorSpec(
-            pick(draw, domain.ids_dtypes), (count, topk), recipe=ids(draw, count, topk, IdSpace(experts))
-        ),
+        "topk_ids": TensorSpec(ids_dtype, (count, topk), recipe=ids(draw, count, topk, space)),
         "topk_weights": TensorSpec(pick(draw, domain.weights_dtypes), (count, topk), recipe=weights),
         "shared_weights": TensorSpec(
             pick(draw, domain.shared_dtypes),

@@ -112,6 +112,9 @@ class Space:
         choices = [s for s in self.domain.shared if self.topk.within(s + 1, s + most)]
         shared = pick(draw, [*choices[:1] * len(choices), *choices])
         topk = self.topk.draw(draw, shared + 1, shared + most)
+        # Every expert of the kept groups: nothing is left over to compare with.
+        if chance(draw, 8) and self.topk.within(shared + most, shared + most):
+            topk = shared + most
         if model is not None:
             return count, model_shapes(model, self.domain)[-1 if shared else 0]
         return count, Shape(experts, topk, shared, groups, topk_group)

@@ -24,17 +24,21 @@ class IdSpace:
         Ids of −1 may be drawn.
     out_of_range : bool
         Ids outside [−1, E−1] may be drawn.
+    wide : bool
+        Ids are int64: some invalid ones look valid in their low 32 bits.
     """
 
     experts: int
     block_size: int = 1
     minus_one: bool = True
     out_of_range: bool = True
+    wide: bool = False
 
     @property
     def specials(self) -> list[int]:
         """The ids that name no expert and may be drawn."""
         invalid = [self.experts, self.experts + 1, -2, 2**31 - 1, -(2**31)]
+        invalid += [2**32, 2**32 + self.experts - 1, -(2**32)] * self.wide
         return [-1, -1, -1] * self.minus_one + invalid * self.out_of_range
 
 

@@ -84,7 +84,7 @@ ID_PATTERNS: dict[str, dict[str, Field]] = {
 WHERES = ("one", "some", "all")
 _SEED = Field("int", 0, 2**63 - 1)
 _INDEX = Field("int", 0, 2**62)
-_ID = Field("int", -(2**31), 2**31 - 1)
+_ID = Field("int", -(2**62), 2**62)
 _FLAT: dict[str, dict[str, Field]] = {
     "permutation": {
         "seed": _SEED,

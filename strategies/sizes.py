@@ -73,7 +73,7 @@ class Choices:
 
 def tokens(draw: Draw, low: int, high: int, thresholds: Iterable[int] = ()) -> int:
     """Draw T in [low, high]: as `size` does, but 0 only once in a while; shrinks towards 1."""
-    if low == 0 and (chance(draw, 25) or high == 0):
+    if low == 0 and (chance(draw, 12) or high == 0):
         return 0
     return size(draw, max(low, 1), high, thresholds)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from zoo import WRONG, Entry
@@ -17,32 +19,32 @@ DEADLY = {"cuda_error", "hang"}
 MAX_ELEMENTS = 1 << 13
 
 
-class Found(Exception):
-    def __init__(self, case: Case, violation: Violation, refusal: bool) -> None:
-        self.case, self.violation, self.refusal = case, violation, refusal
+@dataclass(frozen=True)
+class Found:
+    case: Case
+    violation: Violation
+    refusal: bool
 
 
 def hunt(executor: Executor, entry: Entry, seed: int) -> Found | None:
     """Return the first failure of an admissible class within the entry's number of examples."""
     subject = executor.subject
     ran = 0
+    found: list[Found] = []
     refusal = entry.check == ("domain",) and subject.refuses
 
     def body(case: Case) -> None:
         nonlocal ran
+        if found:
+            return
         extras = () if refusal else tuple(n for n, every in EXTRA_EVERY.items() if ran % every == 0)
         ran += 1
         outcome = executor.run(case, extras, refusal=refusal)
-        for violation in outcome.violations:
-            if violation.check in entry.check:
-                raise Found(case, violation, refusal)
+        found.extend(Found(case, v, refusal) for v in outcome.violations if v.check in entry.check)
 
     strategy = beyond(subject.domain) if refusal else inside(subject.op, subject.domain, max_elements=MAX_ELEMENTS)
-    try:
-        explore(strategy, body, start=seed, count=entry.examples)
-    except Found as found:
-        return found
-    return None
+    explore(strategy, body, start=seed, count=entry.examples)
+    return found[0] if found else None
 
 
 def reduced(executor: Executor, found: Found) -> Reduced:

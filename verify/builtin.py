@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,9 +21,9 @@ _FULL: dict[str, Domain] = {
 }
 _SIMULATED: dict[str, Domain] = {
     # Numba's simulator costs up to 500 ms a launch: a few threads at most.
-    "fused_gate": GateDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(0, 5)),
-    "moe_align_block_size": AlignDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(0, 9), max_ids=16),
-    "append_shared_experts": AppendDomain(topk=range(1, 5), shared=range(1, 4), tokens=range(0, 5)),
+    "fused_gate": GateDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(5)),
+    "moe_align_block_size": AlignDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(9), max_ids=16),
+    "append_shared_experts": AppendDomain(topk=range(1, 5), shared=range(1, 4), tokens=range(5)),
 }
 
 
@@ -77,11 +76,12 @@ def _own_call(op: str) -> Callable[[], Call]:
         except ImportError as error:
             raise Unavailable(f"{error}; install moeproof[cuda]") from error
         names = OUTPUTS[op]
-        registered = getattr(torch.ops.moeproof, op)
+        registered = getattr(torch.ops.moeproof, op).default
+        optional = {a.name: None for a in registered._schema.arguments if str(a.type) == "Optional[Tensor]"}
 
         def call(args: dict[str, Any], outputs: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor] | None:
             if not outputs:
-                return dict(zip(names, registered(**args), strict=True))
+                return dict(zip(names, registered(**{**optional, **args}), strict=True))
             function(**args, out=tuple(outputs[n] for n in names))
             return None
 
@@ -108,8 +108,8 @@ def _own() -> None:
 
 
 def _libraries() -> None:
-    for adapter in ADAPTERS:
-        for subject in adapter.subjects():
+    for module in ADAPTERS:
+        for subject in importlib.import_module(f"moeproof.verify.libraries.{module}").subjects():
             register(subject)
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from moeproof.strategies.case import Case, CaseError
+from hypothesis.errors import FailedHealthCheck, Unsatisfiable
+
+from moeproof.strategies.case import Case
 from moeproof.strategies.domain_check import why_outside
 
 from . import corpus
-from .child import Child, Executor, Inline, Isolated
+from .child import Child, Executor, HarnessFault, Inline, Isolated
 from .config import Config
 from .coverage import Coverage
 from .events import Event, Sink
@@ -116,28 +120,34 @@ class Campaign:
         return Isolated(subject, child)
 
     def _recover(self) -> None:
-        """Run cases first that were in flight when an earlier run was killed."""
-        folder = self.config.out / "inflight"
-        if self.index or not folder.is_dir():
-            return
-        for path in sorted(folder.glob("*.json")):
+        """Run cases first that were in flight when an earlier run was killed; each is kept until it has run."""
+        for path in corpus.interrupted(self.config.out):
+            if not self._mine(path):
+                continue
             try:
                 data = json.loads(path.read_text(encoding="utf-8"))
                 case, name = Case.from_json(data["case"]), str(data["subject"])
-            except (OSError, ValueError, KeyError):
+                extras, refusal = tuple(data.get("extras", ())), bool(data.get("refusal"))
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                self._emit("note", text=f"{path} can't be read: {error}")
                 continue
-            finally:
+            state = next((s for s in self.states if name in (s.subject.source, s.subject.name)), None)
+            if state is not None:
+                self._emit("note", text=f"a case of {name} was in flight when an earlier run ended; it runs first")
+                self._case(state, case, extras=extras, refusal=refusal)
                 path.unlink(missing_ok=True)
-            corpus.keep(self.config.out / "corpus", f"inflight-{derived(case.dumps()):x}", case)
-            self._emit("note", text=f"a case of {name} was in flight when an earlier run ended; it runs first")
+
+    def _mine(self, path: Path) -> bool:
+        """Say whether a file is this worker's share; by name, as files come and go while others look."""
+        return derived(path.name) % self.config.workers == self.index
 
     def _replay(self) -> None:
         folders = [corpus.SHIPPED, self.config.out / "corpus", *self.config.corpus]
         entries, problems = corpus.load(folders)
         for problem in problems:
             self._emit("note", text=f"corpus: {problem}")
-        share = itertools.islice(entries, self.index, None, self.config.workers)
-        for entry, state in itertools.product(list(share), self.states):
+        share = [entry for entry in entries if self._mine(entry.path)]
+        for entry, state in itertools.product(share, self.states):
             if entry.case.op == state.subject.op and why_outside(entry.case, state.subject.domain) is None:
                 self._case(state, entry.case, extras=tuple(EXTRA_EVERY))
 
@@ -177,10 +187,14 @@ class Campaign:
         start = derived(self.config.seed, self.index, subject.name, state.chunks)
         refusal = subject.refuses and state.chunks % OUTSIDE_EVERY == 0
         limit = self.config.max_elements or ELEMENTS[pick_device(subject).type]
-        if refusal:
-            strategy = beyond(subject.domain)
-        else:
-            strategy = inside(subject.op, subject.domain, max_elements=limit, preset=self.config.preset)
+        try:
+            if refusal:
+                strategy = beyond(subject.domain)
+            else:
+                strategy = inside(subject.op, subject.domain, max_elements=limit, preset=self.config.preset)
+        except ValueError as error:
+            self._lost(state, str(error))
+            return
 
         def body(case: Case) -> None:
             if state.out or (until is not None and self._fuzzing() > until):
@@ -188,25 +202,43 @@ class Campaign:
             extras = tuple(n for n, every in EXTRA_EVERY.items() if state.cases % every == 0)
             self._case(state, case, extras=() if refusal else extras, refusal=refusal)
 
-        explore(strategy, body, start=start, count=max(2, count))
+        try:
+            explore(strategy, body, start=start, count=max(2, count))
+        except (Unsatisfiable, FailedHealthCheck) as error:
+            self._lost(state, f"no case of its domain can be drawn: {error}")
 
     def _case(self, state: State, case: Case, *, extras: tuple[str, ...], refusal: bool = False) -> None:
-        if not refusal and why_outside(case, state.subject.domain) is not None:
+        if state.out or (not refusal and why_outside(case, state.subject.domain) is not None):
             return
         try:
             outcome = state.executor.run(case, extras, refusal=refusal)
         except Unavailable as error:
-            state.out = str(error)
-            self._emit("unavailable", subject=state.subject.name, reason=state.out)
+            self._lost(state, str(error))
             return
-        except CaseError as error:
-            self._emit("note", text=f"a generated case could not be built: {error}")
+        except HarnessFault as error:
+            self._fault(state, case, str(error))
             return
         state.cases += 1
         state.coverage.add(case, outcome.rows, outcome.path)
         for violation in outcome.violations:
-            self._failed(state, case, violation, refusal)
+            try:
+                self._failed(state, case, violation, refusal)
+            except OSError:  # the disk, not this subject
+                raise
+            except Exception:  # one subject's odd failure must not end the others' run
+                self._fault(state, case, traceback.format_exc())
         self._progress()
+
+    def _lost(self, state: State, reason: str) -> None:
+        """Leave a subject out for the rest of the run."""
+        state.out = reason
+        self._emit("unavailable", subject=state.subject.name, reason=reason)
+
+    def _fault(self, state: State, case: Case, text: str) -> None:
+        """Report a fault of the harness, keep its case, and leave the subject out."""
+        path = corpus.keep(self.config.out / "corpus", f"fault-{derived(case.dumps()):x}", case)
+        self._emit("note", error=True, text=f"the harness failed on {state.subject.name} with {path}: {text}")
+        self._lost(state, "the harness failed on one of its cases")
 
     # -- findings ------------------------------------------------------------------------------------------------
 

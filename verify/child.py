@@ -104,9 +104,9 @@ class Child:
         """
         if self._process is None:
             self._start()
-        if subject.name in self._loaded:
-            return self._loaded[subject.name]
         name = subject.source or subject.name
+        if name in self._loaded:
+            return self._loaded[name]
         try:
             answer = self._ask({"subject": name}, START_SECONDS)
         except _Dead:
@@ -117,26 +117,42 @@ class Child:
             raise Unavailable(f"it took more than {START_SECONDS:.0f} s to load") from None
         if "unavailable" in answer:
             raise Unavailable(answer["unavailable"])
-        return self._loaded.setdefault(subject.name, answer["ready"])
+        return self._loaded.setdefault(name, answer["ready"])
 
     def ask(self, subject: Subject, request: dict[str, Any]) -> dict[str, Any] | Outcome:
-        """Send a request that holds a case; a death or a hang of the child is returned as an outcome."""
+        """Send a request that holds a case; a death or a hang of the child is returned as an outcome.
+
+        Raises
+        ------
+        Unavailable
+            If the subject can't be loaded again.
+        HarnessFault
+            If the child failed outside the subject.
+        """
         self.load(subject)
         message = {"subject": subject.source or subject.name, **request}
         if self.inflight is not None:
             write_text(self.inflight, json.dumps({"subject": message["subject"], **request}))
+        answer: dict[str, Any] | Outcome
         try:
             answer = self._ask(message, self.seconds)
         except TimeoutError:
             self._kill()
-            return Outcome((Violation("hang", f"no result within {self.seconds:g} s"),), fatal=True)
+            answer = Outcome((Violation("hang", f"no result within {self.seconds:g} s"),), fatal=True)
         except _Dead:
             code = self._reap()
             text = f"the process died: {describe_exit(code)}\n{self._tail()}".strip()
-            return Outcome((Violation("cuda_error", text),), fatal=True)
-        finally:
-            if self.inflight is not None:
-                self.inflight.unlink(missing_ok=True)
+            answer = Outcome((Violation("cuda_error", text),), fatal=True)
+        except BaseException:
+            # Ctrl-C: its answer would be taken for that of the next case. The file stays, as after a kill.
+            self._kill()
+            raise
+        if self.inflight is not None:
+            self.inflight.unlink(missing_ok=True)
+        if isinstance(answer, Outcome):
+            return answer
+        if "fault" in answer:
+            raise HarnessFault(answer["fault"])
         if answer.get("fatal"):
             self._kill()
         return answer
@@ -200,7 +216,9 @@ class Child:
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            # A process that is stuck in a driver call does not die at once; there is nothing to wait for.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -226,6 +244,10 @@ class Isolated:
         if isinstance(answer, Outcome):
             return {"error": answer.violations[0].message}
         return dict(answer["outputs"])
+
+
+class HarnessFault(RuntimeError):
+    """The harness itself failed in the child; holds the traceback."""
 
 
 class _Dead(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,8 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_out = Console(soft_wrap=True)
-_err = Console(stderr=True, soft_wrap=True)
+# Names of subjects and folders may hold brackets: nothing that is printed is markup.
+_out = Console(soft_wrap=True, markup=False)
+_err = Console(stderr=True, soft_wrap=True, markup=False)
 
 SubjectOption = Annotated[
     list[str] | None,
@@ -85,13 +87,16 @@ def fuzz(
     if preset is not None:
         from moeproof.strategies.presets import PRESETS
 
-        if preset not in PRESETS:
-            raise _usage(f"preset is {preset!r}; allowed: {', '.join(sorted(PRESETS))}")
+        names = [p.name for p in PRESETS]
+        if preset not in names:
+            raise _usage(f"preset is {preset!r}; allowed: {', '.join(sorted(names))}")
     start = int.from_bytes(os.urandom(4), "big") if seed is None else seed
     if seconds is None and cases is None:
         seconds = 60.0
     try:
-        find(chosen)
+        ops = sorted({s.op for s in find(chosen)})
+        if op and not set(op) & set(ops):
+            raise _usage(f"op is {', '.join(op)}; allowed for {', '.join(chosen)}: {', '.join(ops)}")
         config = Config(
             subjects=chosen,
             ops=tuple(op or ()),
@@ -112,6 +117,8 @@ def fuzz(
     except OSError as error:
         raise _usage(f"out is {str(out)!r}, which can't be written: {error}; allowed: a writable folder") from error
     _out.print(f"moeproof {__version__}, seed {start}, subjects {', '.join(chosen)}")
+    # A scheduler that ends a job sends SIGTERM first: what was found is to be in the summary then too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = LiveConsole(_out, seconds)
     try:
         summary = run(config, [console, log])
@@ -190,7 +197,7 @@ def replay(
     files = []
     for path in paths:
         candidates = [Path(path), out / "findings" / path]
-        place = next((p for p in candidates if p.exists()), None)
+        place = next((p for p in candidates if os.path.exists(p)), None)
         if place is None:
             raise _usage(f"path is {path!r}; allowed: a finding id below {out / 'findings'}, a case file or a folder")
         files += list(corpus.case_files([place]))
@@ -208,6 +215,8 @@ def replay(
             _out.print(Text.assemble((f"{result.status.value:8}", colour), f"{result.subject} on {result.path}"))
             for line in result.lines:
                 _out.print(Text(f"        {line}"))
+    except KeyboardInterrupt:
+        raise _usage(f"interrupted after {ran} replays, {failed} of them failed") from None
     except (SubjectError, Unavailable) as error:
         raise _usage(str(error)) from error
     _out.print(f"{ran} replayed, {failed} failed, {problems} could not be run")

@@ -59,7 +59,7 @@ class LiveConsole:
         elif event.kind == "unavailable":
             self.console.print(Text(f"skipped {data['subject']}: {data['reason']}", style="dim"))
         elif event.kind == "note":
-            self.console.print(Text(f"note    {data['text']}", style="dim"))
+            self.console.print(Text(f"note    {data['text']}", style="bold red" if data.get("error") else "dim"))
         elif event.kind == "reducing":
             self.doing = f"reducing a {data['check']} failure of {data['subject']}"
         elif event.kind == "progress":
@@ -68,7 +68,7 @@ class LiveConsole:
             self._live.update(self._panel())
         elif event.kind == "progress" and time.monotonic() - self._last >= self.EVERY:
             self._last = time.monotonic()
-            self.console.print(self._line())
+            self.console.print(Text(self._line()))
 
     def close(self) -> None:
         """Stop the live display."""

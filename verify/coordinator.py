@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import queue
+import os
 import signal
 import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any
 
+from . import corpus
 from .campaign import Campaign
 from .config import Config
 from .coverage import Coverage
 from .events import Event, Sink
 from .subject import SubjectError
+from .worker import die_with_parent
+
+LAST_WORDS = 10.0
+"""How long workers may take to end after Ctrl-C."""
 
 
 @dataclass
@@ -60,6 +69,8 @@ class Summary:
             self.findings.setdefault(data["identity"], {**data, "known": event.kind == "known"})
         elif event.kind == "unavailable":
             self.unavailable[data["subject"]] = data["reason"]
+        elif event.kind == "note" and data.get("error"):
+            self.errors.append(data["text"])
         elif event.kind == "note":
             self.notes.append(data["text"])
         elif event.kind == "progress":
@@ -110,11 +121,14 @@ def run(config: Config, sinks: list[Sink]) -> Summary:
     summary = Summary()
 
     def sink(event: Event) -> None:
-        for each in (summary, *sinks):
+        summary(event)
+        for each in sinks:
             each(event)
 
-    sink(Event("start", {"seconds": config.seconds, "cases": config.cases, "seed": config.seed, "workers": config.workers}))
+    asked = {name: getattr(config, name) for name in ("seconds", "cases", "seed", "workers")}
+    sink(Event("start", asked))
     try:
+        corpus.recover(config.out)
         if config.workers == 1:
             Campaign(config, sink).run()
         else:
@@ -125,61 +139,78 @@ def run(config: Config, sinks: list[Sink]) -> Summary:
     return summary
 
 
-def _work(config: Config, index: int, events: Any) -> None:
+def _work(config: Config, index: int, pipe: Connection) -> None:
     """Run one worker's campaign in a process of its own."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, _interrupt_once)
+
+    def send(event: Event) -> None:
+        # A message cut short by Ctrl-C would garble the ones after it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pipe.send(event)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
     try:
-        Campaign(config, events.put, index).run()
+        Campaign(config, send, index).run()
     except KeyboardInterrupt:
         pass
     except SubjectError as error:
-        events.put(Event("note", {"text": str(error), "error": True}))
+        send(Event("note", {"worker": index, "text": str(error), "error": True}))
     except Exception:
-        events.put(Event("note", {"text": traceback.format_exc(), "error": True}))
+        send(Event("note", {"worker": index, "text": traceback.format_exc(), "error": True}))
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """Raise on the first Ctrl-C; a terminal and the coordinator may both send one, and the end must not be cut."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _run_many(config: Config, sink: Sink, summary: Summary) -> None:
     context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    workers = [context.Process(target=_work, args=(config, i, events)) for i in range(config.workers)]
-    for worker in workers:
-        worker.start()
+    # A pipe for each: a worker that is killed while it writes takes no lock along that the others need.
+    pipes: list[Connection] = []
+    workers = []
     try:
-        while any(w.is_alive() for w in workers) or not events.empty():
-            _drain(events, sink, summary)
-    except KeyboardInterrupt:
-        summary.interrupted = True
-        # A terminal's Ctrl-C reached the workers too; one sent to this process alone did not.
-        for worker in workers:
-            if worker.is_alive() and worker.pid is not None:
-                worker.terminate() if worker.pid is None else _interrupt(worker.pid)
-        end = time.monotonic() + 10
-        while any(w.is_alive() for w in workers) and time.monotonic() < end:
-            _drain(events, sink, summary)
+        for index in range(config.workers):
+            ours, theirs = context.Pipe(duplex=False)
+            workers.append(context.Process(target=_work, args=(config, index, theirs)))
+            workers[-1].start()
+            theirs.close()
+            pipes.append(ours)
+        open_pipes = list(pipes)
+        try:
+            _drain(open_pipes, sink)
+        except KeyboardInterrupt:
+            summary.interrupted = True
+            # A terminal's Ctrl-C reached the workers too; one sent to this process alone did not.
+            for worker in workers:
+                if worker.is_alive() and worker.pid is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGINT)
+            _drain(open_pipes, sink, seconds=LAST_WORDS)
     finally:
         for worker in workers:
+            worker.join(1)
             if worker.is_alive():
                 worker.kill()
             worker.join()
     for index, worker in enumerate(workers):
-        if worker.exitcode not in (0, None) and not summary.interrupted:
+        if worker.exitcode != 0 and not summary.interrupted:
             summary.errors.append(f"worker {index} ended with {worker.exitcode}; its cases in flight run first next time")
 
 
-def _interrupt(pid: int) -> None:
-    import os
-
-    try:
-        os.kill(pid, signal.SIGINT)
-    except ProcessLookupError:
-        pass
-
-
-def _drain(events: Any, sink: Sink, summary: Summary) -> None:
-    try:
-        event = events.get(timeout=0.2)
-    except queue.Empty:
-        return
-    if event.kind == "note" and event.data.get("error"):
-        summary.errors.append(event.data["text"])
-    else:
-        sink(event)
+def _drain(pipes: list[Connection], sink: Sink, *, seconds: float | None = None) -> None:
+    """Pass on what workers send until all have hung up, or time is up; pipes that are done are removed."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while pipes and (end is None or time.monotonic() < end):
+        for pipe in connection.wait(pipes, timeout=0.5):
+            assert isinstance(pipe, Connection)
+            try:
+                event = pipe.recv()
+            except (EOFError, OSError):
+                pipes.remove(pipe)
+                continue
+            sink(event)

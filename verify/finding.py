@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .oracle.align import AlignRules, expected_align
 from .oracle.gate import GateParams, GateRules, gold_groups, gold_ids, score_rows, weight_bounds
 from .reduce.cost import OPTIONAL, PLAIN
 from .reduce.engine import Reduced
+from .reduce.probe import wrong_argument
 from .repro import render_markdown, render_script
 from .subject import Subject
 from .violation import CHECKS, SEVERITY, Violation
@@ -102,8 +103,8 @@ class Finding:
     def write(self, folder: Path) -> Path:
         """Write ``case.json``, ``finding.json``, ``repro.py`` and ``finding.md`` into ``folder/IDENTITY``."""
         place = folder / self.identity
-        wanted = expected(self.case, self.subject)
-        script = render_script(self, wanted, bounds(self.case, self.subject))
+        wanted = {} if self.refusal else expected(self.case, self.subject)
+        script = render_script(self, wanted, None if self.refusal else bounds(self.case, self.subject))
         write_text(place / "case.json", self.case.dumps())
         write_text(place / "repro.py", script)
         write_text(place / "finding.md", render_markdown(self, wanted))
@@ -116,6 +117,9 @@ def make_finding(
     subject: Subject, reduced: Reduced, *, refusal: bool, device: str, actual: Mapping[str, Any]
 ) -> Finding:
     """Return the finding of a reduced case."""
+    case = reduced.case
+    if refusal:
+        case = replace(case, note=why_outside(case, subject.domain) or case.note)
     version = ""
     if subject.version is not None:
         try:
@@ -123,10 +127,10 @@ def make_finding(
         except Exception as error:  # a library's own version lookup may fail
             version = f"unknown ({type(error).__name__})"
     return Finding(
-        identity(subject, reduced.case, reduced.violation, refusal=refusal),
+        identity(subject, case, reduced.violation, refusal=refusal),
         subject,
         version,
-        reduced.case,
+        case,
         reduced.violation,
         refusal,
         reduced.failed,
@@ -141,16 +145,10 @@ def make_finding(
 
 def identity(subject: Subject, case: Case, violation: Violation, *, refusal: bool) -> str:
     """Return what tells one defect from another: subject, check, and what reduction could not make plain."""
-    traits = [subject.name, violation.check, *sorted(features(case))]
-    if refusal:
-        # The sizes of a case that must be refused say nothing; the argument that is wrong does.
-        traits = [subject.name, violation.check, wrong_argument(case, subject)]
+    # Of a case that must be refused, only the argument that is wrong counts.
+    found = {wrong_argument(case, subject.domain)} if refusal else features(case)
+    traits = [subject.name, violation.check, *sorted(found)]
     return hashlib.sha256("\n".join(traits).encode()).hexdigest()[:10]
-
-
-def wrong_argument(case: Case, subject: Subject) -> str:
-    """Return the name of the argument that puts a case outside a subject's domain."""
-    return (why_outside(case, subject.domain) or case.note).partition(" is ")[0]
 
 
 def features(case: Case) -> set[str]:
@@ -165,9 +163,9 @@ def features(case: Case) -> set[str]:
         if spec.strides is not None:
             found.add(f"{name}:strided")
         found |= {f"{name}:{kind}" for kind in _special(spec.rows)}
-    first = case.tensors["logits" if case.op == "fused_gate" else "topk_ids"]
-    found.add(f"rows~{_magnitude(first.shape[0])}")
-    sizes = {"E": case.params.get("num_experts", first.shape[1]), "k": case.params.get("topk", first.shape[1])}
+    rows, columns = case.tensors["logits" if case.op == "fused_gate" else "topk_ids"].shape
+    found.add(f"rows~{_magnitude(rows)}")
+    sizes = {"E": case.params.get("num_experts", columns), "k": case.params.get("topk", columns)}
     found |= {f"{n}~{_magnitude(int(v))}" for n, v in sizes.items()}
     return found
 
@@ -191,17 +189,20 @@ def _magnitude(size: int) -> str:
 
 def describe(case: Case) -> str:
     """Return a case's sizes and odd flags in a few words."""
+    name = "logits" if case.op == "fused_gate" else "topk_ids"
+    main = case.tensors[name]
+    if len(main.shape) != 2:
+        return f"{name} of shape {main.shape}, {main.dtype}"
     if case.op == "fused_gate":
-        rows, experts = case.tensors["logits"].shape
+        rows, experts = main.shape
         words = [f"T={rows}", f"E={experts}", f"k={case.params['topk']}", str(case.params.get("scoring", "sigmoid"))]
         if case.params.get("num_expert_group", 1) != 1:
             words.append(f"{case.params['num_expert_group']} groups, {case.params['topk_group']} kept")
     else:
-        rows, topk = case.tensors["topk_ids"].shape
+        rows, topk = main.shape
         words = [f"T={rows}", f"k={topk}", f"E={case.params['num_experts']}"]
         if case.op == "moe_align_block_size":
             words.append(f"block {case.params['block_size']}")
-    main = case.tensors["logits" if case.op == "fused_gate" else "topk_ids"]
     words.append(main.dtype)
     words += [name for name in OPTIONAL if name in case.tensors]
     if main.strides is not None:
@@ -222,7 +223,7 @@ def expected(case: Case, subject: Subject) -> dict[str, Any]:
             results = expected_align(args, AlignRules(subject.order, subject.minus_one))
         else:
             results = dict(zip(("ids", "weights"), gold.append_shared_experts(**args), strict=True))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError):
         return {}
     return {name: plain(list(literal(value))) for name, value in results.items()}
 

@@ -12,7 +12,7 @@ from moeproof.strategies.case import CaseError
 from moeproof.strategies.domain_check import why_outside
 
 from . import corpus
-from .child import Child, Isolated
+from .child import Child, HarnessFault, Isolated
 from .metamorphic import EXTRAS
 from .subject import Subject, SubjectError, Unavailable, all_subjects, find
 
@@ -49,16 +49,17 @@ def replay_paths(files: list[Path], chosen: list[Subject] | None, seconds: float
         Watchdog limit of one case.
     """
     children: dict[str, Child] = {}
+    missing: set[str] = set()
     try:
         for path in files:
             try:
                 case = corpus.read_case(path)
                 subjects, refusal = _subjects(path, chosen)
-            except (CaseError, SubjectError, OSError, ValueError, KeyError) as error:
+            except (CaseError, SubjectError, OSError, ValueError, KeyError, TypeError) as error:
                 yield Result(path, "-", Replay.PROBLEM, (str(error),))
                 continue
             for subject in subjects:
-                if subject.op != case.op:
+                if subject.op != case.op or subject.name in missing:
                     continue
                 reason = why_outside(case, subject.domain)
                 if reason is not None and not refusal:
@@ -67,8 +68,12 @@ def replay_paths(files: list[Path], chosen: list[Subject] | None, seconds: float
                 child = children.setdefault(subject.name.partition(":")[0], Child(seconds=seconds))
                 try:
                     outcome = Isolated(subject, child).run(case, () if refusal else tuple(EXTRAS), refusal=refusal)
-                except Unavailable as error:
-                    yield Result(path, subject.name, Replay.PROBLEM, (str(error),))
+                except (Unavailable, HarnessFault) as error:
+                    # Of all subjects of an op, some can't run on any one machine.
+                    asked = chosen is not None or _finding(path) is not None or isinstance(error, HarnessFault)
+                    status = Replay.PROBLEM if asked else Replay.SKIPPED
+                    missing.add(subject.name)
+                    yield Result(path, subject.name, status, (str(error),))
                     continue
                 status = Replay.FAILED if outcome.violations else Replay.PASSED
                 yield Result(path, subject.name, status, tuple(f"{v.check}: {v.message}" for v in outcome.violations))
@@ -79,11 +84,15 @@ def replay_paths(files: list[Path], chosen: list[Subject] | None, seconds: float
 
 def _subjects(path: Path, chosen: list[Subject] | None) -> tuple[list[Subject], bool]:
     """Return the subjects to run a case on, and whether it is outside their domain on purpose."""
+    beside = _finding(path)
+    if beside is None:
+        return (all_subjects() if chosen is None else chosen), False
+    data = json.loads(beside.read_text(encoding="utf-8"))
+    own = find([str(data.get("source") or data["subject"])]) if chosen is None else chosen
+    return own, bool(data["outside_domain"])
+
+
+def _finding(path: Path) -> Path | None:
+    """Return the ``finding.json`` that a case belongs to, if any."""
     beside = path.with_name("finding.json")
-    refusal, own = False, all_subjects()
-    if path.name == "case.json" and beside.is_file():
-        data = json.loads(beside.read_text(encoding="utf-8"))
-        refusal = bool(data["outside_domain"])
-        if chosen is None:
-            own = find([str(data.get("source") or data["subject"])])
-    return (own if chosen is None else chosen), refusal
+    return beside if path.name == "case.json" and beside.is_file() else None

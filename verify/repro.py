@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from moeproof.strategies.case import BAIT, BAIT_FLOAT, DTYPES, GUARD_BYTES, TensorSpec, literal
+from moeproof.strategies.case import BAIT, BAIT_FLOAT, GUARD_BYTES, TensorSpec, literal
 
 from .contract import arguments, output_specs
 from .literals import WIDTH, repeated, source, wrapped

@@ -9,7 +9,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -194,12 +194,16 @@ def load_file(path: str | Path) -> list[Subject]:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a test module may raise pytest's Skipped, a script may exit
+        del sys.modules[name]
         raise SubjectError(f"{file.name} can't be imported: {type(error).__name__}: {error}") from error
     found = [v for v in vars(module).values() if isinstance(v, Subject)]
     if not found:
         raise SubjectError(f"{file.name} defines no Subject at its top level")
-    return [register(s) for s in found]
+    # A child process finds it by its source, which a plain Subject(...) does not know.
+    return [register(s if s.source else replace(s, source=f"{file}:{s.name}")) for s in found]
 
 
 def all_subjects() -> list[Subject]:
@@ -223,18 +227,26 @@ def find(patterns: Iterable[str]) -> list[Subject]:
     """
     chosen: dict[str, Subject] = {}
     for pattern in patterns:
-        file = re.fullmatch(r"(.*\.py)(?::(.+))?", pattern)
-        if file is not None:
-            loaded = load_file(file[1])
-            matches = [s for s in loaded if file[2] is None or s.name == file[2]]
-        else:
-            matches = [
-                s
-                for s in all_subjects()
-                if pattern in (s.name, s.name.partition(":")[0]) or fnmatchcase(s.name, pattern)
-            ]
+        file = _split_file(pattern)
+        known = all_subjects() if file is None else load_file(file[0])
+        wanted = pattern if file is None else file[1]
+        matches = [
+            s
+            for s in known
+            if wanted in (s.name, s.name.partition(":")[0])
+            or fnmatchcase(s.name, wanted)
+            or (file is not None and wanted == s.name.partition(":")[2])
+        ]
         if not matches:
-            known = ", ".join(s.name for s in all_subjects())
-            raise SubjectError(f"subject is {pattern!r}; allowed: {known}, a family, a pattern, or FILE.py:NAME")
+            names = ", ".join(s.name for s in known)
+            more = ", a family, a pattern, or FILE.py:NAME" if file is None else ""
+            raise SubjectError(f"subject is {pattern!r}; allowed: {names}{more}")
         chosen.update((s.name, s) for s in matches)
     return list(chosen.values())
+
+
+def _split_file(pattern: str) -> tuple[str, str] | None:
+    """Split ``FILE.py:NAME`` (NAME is ``*`` if not given); None if no file is meant."""
+    splits = [(pattern[: m.end()], pattern[m.end() + 1 :] or "*") for m in re.finditer(r"\.py(?=:|$)", pattern)]
+    existing = [split for split in splits if Path(split[0]).is_file()]
+    return (existing or splits or [None])[0]

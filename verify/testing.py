@@ -183,6 +183,8 @@ def _generated(
         deadline=None,
         phases=(Phase.explicit, Phase.reuse, Phase.generate),
         suppress_health_check=(HealthCheck.too_slow,),
+        # One failure is reduced and reported; several would come as a group without a finding.
+        report_multiple_bugs=False,
     )
     @given(strategy)
     def run(case: Case) -> None:
@@ -212,9 +214,11 @@ def _check(executor: Executor, case: Case, extras: tuple[str, ...], *, refusal: 
 
 def _failure(executor: Executor, case: Case, violation: Violation, *, refusal: bool) -> ParityError:
     reduced = reduce_case(executor, case, violation, refusal=refusal)
-    finding = make_finding(
-        executor.subject, reduced, refusal=refusal, device=executor.device, actual=executor.outputs(reduced.case)
-    )
+    try:
+        actual = executor.outputs(reduced.case)
+    except Unavailable as error:  # the failure stands, whatever it has done to the process
+        actual = {"error": str(error)}
+    finding = make_finding(executor.subject, reduced, refusal=refusal, device=executor.device, actual=actual)
     folder = finding.write(OUT / "findings")
     if not refusal:
         corpus.keep(OUT / "corpus", finding.identity, finding.case)

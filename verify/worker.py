@@ -13,24 +13,26 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from typing import Any
 
 from .subject import SubjectError, Unavailable
 
-
 PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have this process killed when its parent ends, however that ends and whatever this process is stuck in."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:
     """Serve requests until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # A child that hangs in a kernel launch would outlive a killed parent.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     channel = socket.socket(fileno=int(sys.argv[1])).makefile("rw", encoding="utf-8", newline="\n")
     import torch
-
-    from moeproof.strategies.case import Case
 
     torch.set_num_threads(int(sys.argv[2]))
     runners: dict[str, Any] = {}
@@ -44,18 +46,26 @@ def main() -> None:
             _send(channel, {"unavailable": runner})
         elif "case" not in request:
             _send(channel, {"ready": runner.device_name})
-        elif request.get("outputs"):
-            outputs = runner.literal_outputs(Case.from_json(request["case"]))
-            fatal = bool(outputs.pop("fatal", False))
-            _send(channel, {"outputs": outputs, "fatal": fatal})
-            if fatal:
-                os._exit(3)
         else:
-            case = Case.from_json(request["case"])
-            outcome = runner.run(case, tuple(request["extras"]), refusal=request["refusal"])
-            _send(channel, outcome.to_json())
-            if outcome.fatal:
+            try:
+                answer = _answer(runner, request)
+            except Exception:  # what the subject raises is in the answer: this is the harness's own
+                answer = {"fault": traceback.format_exc()}
+            _send(channel, answer)
+            if answer.get("fatal"):
                 os._exit(3)
+
+
+def _answer(runner: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Run a request's case."""
+    from moeproof.strategies.case import Case
+
+    case = Case.from_json(request["case"])
+    if request.get("outputs"):
+        outputs = runner.literal_outputs(case)
+        return {"fatal": bool(outputs.pop("fatal", False)), "outputs": outputs}
+    outcome: dict[str, Any] = runner.run(case, tuple(request["extras"]), refusal=request["refusal"]).to_json()
+    return outcome
 
 
 def _load(name: str) -> Any:

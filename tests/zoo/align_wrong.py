@@ -154,7 +154,7 @@ class ClaimsStable(Align):
         return order[ids[order].argsort(stable=True)]
 
 
-@_plant("align-claims-bitwise", "nondeterminism", examples=60, experts=1, order="any")
+@_plant("align-claims-bitwise", "nondeterminism", examples=60, experts=3, order="any")
 class ClaimsBitwise(Align):
     """Within an expert the order differs from run to run although repeatable results are promised."""
 
@@ -210,7 +210,7 @@ class Int64Truncated(Align):
     "guard_zone",
     examples=200,
     rows=256,
-    experts=1,
+    experts=None,
     domain=AlignDomain(
         experts=range(1, 9),
         topk=range(1, 9),

@@ -78,6 +78,7 @@ def make_subject(kind: type[Implementation], slug: str, domain: Domain, **fields
         load=lambda: functools.partial(_execute, kind, domain),
         domain=domain,
         device="cpu",
+        refuses=True,
         source=f"{FRONT_DOOR}:{name}",
         **fields,
     )

@@ -118,7 +118,7 @@ class Neighbour(Gate):
     "batch_variance",
     examples=100,
     rows=16,
-    experts=8,
+    experts=16,
     topk=8,
     domain=GateDomain(
         experts=range(3, 65),
@@ -166,7 +166,7 @@ class FlakyLastBit(Gate):
         return w * (1 - 2**-23) if next(self.runs) % PERIOD == 0 else w
 
 
-@_plant("gate-flaky-order", "nondeterminism", "batch_variance", *ROUTED, examples=100, experts=2, topk=2)
+@_plant("gate-flaky-order", "nondeterminism", "batch_variance", *ROUTED, examples=100, experts=16, topk=16)
 class FlakyOrder(Gate):
     """One run in 20 swaps the first two places of every row, ids and weights alike."""
 
@@ -179,7 +179,7 @@ class FlakyOrder(Gate):
         return ids
 
 
-@_plant("gate-raises-inside", "domain", examples=60, experts=1, topk=1)
+@_plant("gate-raises-inside", "domain", examples=120, experts=1, topk=1)
 class RaisesInside(Gate):
     """Choosing all experts is refused although the domain has it."""
 
@@ -206,9 +206,9 @@ class AcceptsOutside(Gate):
 @_plant(
     "gate-hangs",
     "hang",
-    examples=200,
+    examples=400,
     experts=13,
-    topk=1,
+    topk=None,
     domain=GateDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(17)),
 )
 class Hangs(Gate):
@@ -223,7 +223,7 @@ class Hangs(Gate):
 CRASH = GateDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(17))
 
 
-@_plant("gate-segfaults", "cuda_error", examples=200, rows=7, experts=1, topk=1, domain=CRASH)
+@_plant("gate-segfaults", "cuda_error", examples=200, rows=7, experts=None, topk=None, domain=CRASH)
 class Segfaults(Gate):
     """The process dies of SIGSEGV for 7 rows."""
 
@@ -233,7 +233,7 @@ class Segfaults(Gate):
         return self.logits
 
 
-@_plant("gate-exits", "cuda_error", examples=200, rows=5, experts=1, topk=1, domain=CRASH)
+@_plant("gate-exits", "cuda_error", examples=200, rows=5, experts=None, topk=None, domain=CRASH)
 class Exits(Gate):
     """The process ends with status 0 and no result for 5 rows."""
 

@@ -69,7 +69,7 @@ class GroupTieHigher(Gate):
         return self.G - 1 - best_first(score.flip(-1))
 
 
-@_plant("gate-last-group-lost", "selection", examples=100, experts=4, topk=1, domain=GROUPED)
+@_plant("gate-last-group-lost", "selection", examples=100, experts=4, topk=2, domain=GROUPED)
 class LastGroupLost(Gate):
     """The last group is never kept as long as another can be."""
 
@@ -150,7 +150,7 @@ class FirstExpertLost(_Without):
         return [0]
 
 
-@_plant("gate-not-power-of-two", "selection", "tie_order", "nan_policy", examples=60, experts=3, topk=1)
+@_plant("gate-not-power-of-two", "selection", "tie_order", "nan_policy", examples=60, experts=3, topk=2)
 class NotPowerOfTwo(_Without):
     """Experts past the largest power of two in E are left out of the reduction."""
 

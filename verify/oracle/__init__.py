@@ -1,1 +1,1 @@
-"""The oracle: judges a result exactly where it is determined, with room only where rounding leaves it open."""
+"""The oracle: exact where a result is determined, with room only where rounding leaves it open."""

@@ -1,4 +1,4 @@
-"""The oracle of moe_align_block_size: builds the one right answer and compares, up to order where that is free."""
+"""The oracle of moe_align_block_size: the one right answer, up to order where that is free."""
 
 from __future__ import annotations
 
@@ -52,11 +52,13 @@ def expected_align(args: Mapping[str, Any], rules: AlignRules) -> dict[str, torc
     padded = (counts + block - 1) // block * block
     ends = padded.cumsum(0)
     shift = (ends - padded) - (counts.cumsum(0) - counts)
-    flat = order[torch.arange(numel, device=device) >= dropped] if numel else order
-    place = torch.arange(len(flat), device=device) + shift[bucket[flat]]
     size = capacity(numel, experts, block, rules.minus_one)
-    sorted_ids = torch.full((size,), numel, dtype=torch.int32, device=device)
-    sorted_ids[place] = flat.int()
+    # Dropped ids come first in the order, and go to a place past the end that is cut off.
+    rank = torch.arange(numel, device=device) - dropped
+    owners = bucket[order]
+    place = torch.where(owners >= 0, rank + shift[owners.clamp(min=0)], size)
+    sorted_ids = torch.full((size + 1,), numel, dtype=torch.int32, device=device)
+    sorted_ids = sorted_ids.scatter_(0, place, order.int())[:size]
     starts = torch.arange(0, size, block, device=device)
     owner = torch.searchsorted(ends, starts, right=True)
     expert_ids = torch.where(starts < ends[-1], owner - sentinel, -1).int()
@@ -67,7 +69,9 @@ def expected_align(args: Mapping[str, Any], rules: AlignRules) -> dict[str, torc
     }
 
 
-def judge_align(args: Mapping[str, Any], outputs: Mapping[str, torch.Tensor], rules: AlignRules) -> list[Violation]:
+def judge_align(
+    args: Mapping[str, Any], outputs: Mapping[str, torch.Tensor], rules: AlignRules
+) -> list[Violation]:
     """Judge a result of moe_align_block_size.
 
     Parameters
@@ -88,17 +92,21 @@ def judge_align(args: Mapping[str, Any], outputs: Mapping[str, torch.Tensor], ru
     got = dict(outputs)
     if rules.order == "any":
         got["sorted_token_ids"] = _ordered(got["sorted_token_ids"], expected, int(args["block_size"]))
-    for name in ("num_tokens_post_pad", "expert_ids", "sorted_token_ids"):
-        differs = got[name].long() != expected[name].long()
-        if bool(differs.any()):
-            return [_violation(name, differs, outputs, expected, args)]
+    differ = {n: got[n] != expected[n] for n in ("num_tokens_post_pad", "expert_ids", "sorted_token_ids")}
+    wrong = torch.stack([d.any() for d in differ.values()]).tolist()
+    for name, hit in zip(differ, wrong, strict=True):
+        if hit:
+            return [_violation(name, differ[name], got, expected, args)]
     return []
 
 
 def _ordered(values: torch.Tensor, expected: dict[str, torch.Tensor], block: int) -> torch.Tensor:
     """Sort the places of each expert, so that any order within an expert compares equal."""
     owner = expected["expert_ids"].long().repeat_interleave(block)
-    # The owner's blocks follow one another, so a stable sort by value and then by owner keeps segments in place.
+    # Blocks of -1 may border on the tail, which has no order to be free in.
+    place = torch.arange(len(owner), device=owner.device)
+    owner = torch.where(place < expected["num_tokens_post_pad"], owner, -2)
+    # An owner's blocks follow one another: a stable sort by value, then by owner, keeps segments in place.
     runs = torch.zeros_like(owner)
     runs[1:] = (owner[1:] != owner[:-1]).long().cumsum(0)
     by_value = torch.sort(values.long(), stable=True).indices

@@ -7,9 +7,7 @@ import math
 import torch
 
 
-def explain_ids(
-    ids: list[int], logical: list[int], gold: list[int], c: torch.Tensor, valid: bool
-) -> str:
+def explain_ids(ids: list[int], logical: list[int], gold: list[int], c: torch.Tensor, valid: bool) -> str:
     """Say what is wrong with a row's ids.
 
     Parameters

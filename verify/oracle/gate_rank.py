@@ -173,7 +173,9 @@ def better_groups(rows: Rows, ranking: Ranking, params: GateParams) -> torch.Ten
         same = (pair[:, :, None] == pair[:, None]).all(3) & (exact[:, :, None] == exact[:, None, :])
         sure = _determined(ranking, members) & ~exact
         tied = torch.where(
-            exact[:, :, None], exact[:, None, :] & (key[:, :, None] == key[:, None, :]), same & sure[:, :, None]
+            exact[:, :, None],
+            exact[:, None, :] & (key[:, :, None] == key[:, None, :]),
+            same & sure[:, :, None],
         )
         tied &= sure[:, None, :] | exact[:, None, :]
         index = torch.arange(groups, device=score.device)

@@ -56,7 +56,7 @@ class Rows:
     Attributes
     ----------
     x, s, c, key : Tensor
-        ``[R, E]`` float64: logits, scores, ranking scores, and the ranking key (NaN and -inf made comparable).
+        ``[R, E]`` float64: logits, scores, ranking scores, and the ranking key of `rank_key`.
     bias : Tensor, optional
         ``[E]`` float64.
     """
@@ -153,14 +153,14 @@ def gold_ids(rows: Rows, kept: torch.Tensor | None, params: GateParams) -> torch
 
 
 def is_gold(key: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Say for each row whether `chosen`, in range, is what `gold_ids` gives for the same key, without a sort."""
+    """Say for each row whether `chosen`, in range, is what `gold_ids` gives, without a sort."""
     keys = key.gather(1, chosen)
     earlier, later = keys[:, :-1], keys[:, 1:]
     in_order = (earlier > later) | ((earlier == later) & (chosen[:, :-1] < chosen[:, 1:]))
     last, last_id = keys[:, -1:], chosen[:, -1:]
     index = torch.arange(key.shape[1], device=key.device)
     ahead = (key > last) | ((key == last) & (index <= last_id))
-    # Places in order are distinct and all ahead of the last or the last itself: none is missing if the counts agree.
+    # Places in order are distinct and none is behind the last: if the counts agree, none is missing.
     return in_order.all(1) & (ahead.sum(1) == chosen.shape[1])
 
 

@@ -41,14 +41,14 @@ def weight_bounds(
     )
     void, vague = s.isnan(), None
     if kept is not None:
-        starved, vague = _starved(rows, kept, params)
+        starved, vague = _starved(rows, kept, params, rules)
         if starved is not None:
             group = chosen // (rows.s.shape[1] // params.num_expert_group)
             void = void | (~kept.gather(1, group) & starved[:, None])
     s, error = s.masked_fill(void, 0.0), error.masked_fill(void, 0.0)
     low, high = (s - error).clamp(min=0), s + error
     if vague is not None:
-        # Where it is open which groups are kept, it is open which of the places that dropped experts fill weigh 0.
+        # Where it is open which groups are kept, it is open which places dropped experts fill with weight 0.
         low = low.masked_fill(vague[:, None], 0.0)
     low, high = _scaled(low, high, params, rules)
     if params.num_fused_shared_experts:
@@ -69,14 +69,14 @@ def _scaled(
     steps = 0
     if params.renormalize:
         high_sum, low_sum = high.sum(1, keepdim=True), low.sum(1, keepdim=True)
-        most, least = high / (high + (low_sum - low)), low / (low + (high_sum - high))
+        # 0 / 0 stays 0.
+        least = torch.where(low > 0, low / (low + (high_sum - high)), 0.0)
+        most = torch.where(high > 0, high / (high + (low_sum - low)), 0.0)
         if params.scoring == "sqrtsoftplus":
             # inf / inf is open.
             unbounded = high_sum.isinf()
             least, most = least.masked_fill(unbounded, -torch.inf), most.masked_fill(unbounded, torch.inf)
-        # 0 / 0 stays 0.
-        low, high = torch.where(low > 0, least, least.clamp(max=0)), torch.where(high > 0, most, 0.0)
-        low, high = low.nan_to_num(0.0, torch.inf, -torch.inf), high
+        low, high = least, most
         steps += params.routed + 2
     scaled = rules.weights_scaled == "flag" or params.renormalize
     if params.apply_routed_scaling_factor_on_output and scaled:
@@ -90,7 +90,7 @@ def _scaled(
 
 
 def _starved(
-    rows: Rows, kept: torch.Tensor, params: GateParams
+    rows: Rows, kept: torch.Tensor, params: GateParams, rules: GateRules
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Return ``[R]`` twice: rows in which dropped experts certainly fill places, and rows in which they may.
 
@@ -102,7 +102,9 @@ def _starved(
     if not len(some):
         return None, None
     part = rows.take(some)
-    ranking = Ranking(*part.interval(params.scoring), part.tie_classes())
+    ranking = Ranking(
+        *part.interval(params.scoring), part.tie_classes() if rules.tie_order == "lower_id" else None
+    )
     better = better_groups(part, ranking, params)
     sure = certain(better, kept[some])
     starved = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)

@@ -1,8 +1,8 @@
 """Scores in float64, and how far any float32 evaluation of them may be off.
 
-Bounds are derived, not tuned. One ulp is at most ``ULP`` = 2^-23 relative, one rounding ``U`` = 2^-24. The exponential
-is allowed the error that CUDA documents for ``__expf``, 2 + floor(1.173·|x|) ulp, which covers ``expf`` and
-``exp2f(x·log2 e)`` too. Results below 2^-126 may be flushed to zero.
+Bounds are derived, not tuned. One ulp is at most ``ULP`` = 2^-23 relative, one rounding ``U`` = 2^-24. The
+exponential is allowed the error that CUDA documents for ``__expf``, 2 + floor(1.173·|x|) ulp, which covers
+``expf`` and ``exp2f(x·log2 e)`` too. Results below 2^-126 may be flushed to zero.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SERIAL = 1 << 14
 def each(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """Apply an elementwise function so that equal elements give equal bits, wherever they stand.
 
-    On a CPU torch computes the last few elements of a thread's share with other code than the rest, and the last bit
-    can differ: exact ties would come apart. So shares are made of whole vectors.
+    On a CPU torch computes the last few elements of a thread's share with other code than the rest, and the
+    last bit can differ: exact ties would come apart. So shares are made of whole vectors.
     """
     if x.device.type != "cpu" or not x.numel():
         return function(x)
@@ -67,22 +67,44 @@ def softplus(x: torch.Tensor) -> torch.Tensor:
     return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
 
-def score_error(logits: torch.Tensor, s: torch.Tensor, scoring: str, *, ranked_alone: bool) -> torch.Tensor:
+def sum_error(logits: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """Return ``[T, 1]``: the relative error bound of softmax's sum over rows of logits with scores `s`."""
+    own = _power_error(logits - logits.amax(1, keepdim=True))
+    return (s * own).sum(1, keepdim=True) + logits.shape[1] * U
+
+
+def _power_error(shifted: torch.Tensor) -> torch.Tensor:
+    """Return the relative error bound of exp of a rounded difference."""
+    own = exp_error(shifted) + U * shifted.abs()
+    return torch.where(shifted == -torch.inf, 0.0, own)
+
+
+def score_error(
+    logits: torch.Tensor,
+    s: torch.Tensor,
+    scoring: str,
+    *,
+    top: torch.Tensor | None = None,
+    common: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return the absolute error bound of float32 scores.
 
     Parameters
     ----------
     logits, s : Tensor
-        ``[T, E]`` float64: the logits, and their exact scores.
+        ``[T, n]`` float64: any logits of a row, and their exact scores.
     scoring : str
         As in `scores`.
-    ranked_alone : bool
-        For softmax: leave out the error of the sum, which all scores of a row share and so can't reorder them.
+    top : Tensor, optional
+        ``[T, 1]``: the largest logit of the row, for softmax.
+    common : Tensor, optional
+        ``[T, 1]``: `sum_error` of the row, for softmax. Left out where it can't matter, as all scores of a
+        row share it.
 
     Returns
     -------
     Tensor
-        ``[T, E]`` float64; 0 where the score is exact in every evaluation (logits of ±inf), NaN where s is NaN.
+        ``[T, n]`` float64; 0 where every evaluation is exact (logits of ±inf), NaN where s is NaN.
     """
     if scoring == "sigmoid":
         # ds = s(1-s)·d(exp)/exp, then an addition, a division and the final rounding.
@@ -90,12 +112,11 @@ def score_error(logits: torch.Tensor, s: torch.Tensor, scoring: str, *, ranked_a
         flushed = s < 2 * TINY
         floor = TINY
     elif scoring == "softmax":
-        shifted = logits - logits.amax(1, keepdim=True)
-        own = exp_error(shifted) + U * shifted.abs()
-        own = torch.where(shifted == -torch.inf, 0.0, own)
-        relative = own + 3 * ULP
-        if not ranked_alone:
-            relative = relative + (s * own).sum(1, keepdim=True) + logits.shape[1] * U
+        if top is None:
+            raise ValueError("top is None; allowed for softmax: the largest logit of each row")
+        relative = 3 * ULP + _power_error(logits - top)
+        if common is not None:
+            relative = relative + common
         flushed = s < 2 * TINY
         floor = TINY
     else:
@@ -105,5 +126,5 @@ def score_error(logits: torch.Tensor, s: torch.Tensor, scoring: str, *, ranked_a
         relative = 3 * ULP + 0.5 * slope
         flushed = sp < 2 * TINY
         floor = TINY**0.5
-    error = s * relative + torch.where(flushed, floor, 0.0)
-    return torch.where(logits.isinf(), 0.0, error)
+    error = s * relative + flushed * floor
+    return error.masked_fill(logits.isinf(), 0.0)

@@ -8,7 +8,7 @@ from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify.violation import Violation
 
 from .common import plain_tensors, simpler_values
-from .literal import MAX_VALUES, map_values, spelled, spelled_case, take_columns, with_rows
+from .literal import MAX_VALUES, map_values, spelled, spelled_case, take_columns, values_of, with_rows
 from .probe import Probe
 
 
@@ -26,6 +26,7 @@ def candidates(case: Case, violation: Violation, probe: Probe) -> Iterator[Case]
     for count in dict.fromkeys((1, 2, used, used + 1, experts // 2, experts - 1)):
         if 0 < count < experts:
             yield _with_experts(case, count)
+    yield from _relabelled(case)
     for size in (1, 2, 4, 8, 16, 32, block // 2, block - 1):
         if 0 < size < block:
             yield case.but(block_size=size)
@@ -40,6 +41,16 @@ def _with_experts(case: Case, count: int) -> Case:
         return smaller
     shorter = take_columns(spec, range(count))
     return smaller.but(expert_map=map_values(shorter, lambda v: v if v < count else -1))
+
+
+def _relabelled(case: Case) -> Iterator[Case]:
+    """Name the experts in use 0, 1, ... and leave the others out: what goes wrong with the last one stays last."""
+    spec = case.tensors["topk_ids"]
+    experts = int(case.params["num_experts"])
+    used = [v for v in values_of(spec) if 0 <= v < experts]
+    if used and "expert_map" not in case.tensors:
+        names = {v: i for i, v in enumerate(used)}
+        yield case.but(topk_ids=map_values(spec, lambda v: names.get(v, v)), num_experts=len(used))
 
 
 def _fewer_recipe_rows(case: Case) -> Iterator[Case]:

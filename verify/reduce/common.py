@@ -10,7 +10,16 @@ from typing import Any
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify.violation import Violation
 
-from .literal import MAX_VALUES, ROW_TENSORS, is_row_tensor, map_values, spelled_case, tokens, values_of, with_rows
+from .literal import (
+    MAX_VALUES,
+    ROW_TENSORS,
+    is_row_tensor,
+    map_values,
+    spelled_case,
+    tokens,
+    values_of,
+    with_rows,
+)
 
 LEADS = 4
 """Failing rows that are tried alone."""
@@ -132,9 +141,9 @@ def _cells(case: Case, name: str, spec: TensorSpec) -> Iterator[Case]:
 def _simple(value: Any) -> list[Any]:
     """Return simpler values than this one, simplest first."""
     if isinstance(value, int):
-        return [v for v in (0, 1, value // 2, value - 1) if 0 <= v < value]
+        return [0] if value < 0 else [v for v in (0, 1, value // 2, value - 1) if 0 <= v < value]
     if not math.isfinite(value):
-        return []
+        return [0.0, 1.0, -1.0]
     tried = [0.0, 1.0, -1.0, float(round(value)), round(value, 1), round(value, 2)]
     if abs(value) > 16:
         tried.append(math.copysign(2.0 ** round(math.log2(abs(value))), value))

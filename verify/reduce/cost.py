@@ -29,16 +29,22 @@ def cost(case: Case) -> tuple[Any, ...]:
     narrow = sum(spec.dtype in ("bfloat16", "float16", "int64") for spec in case.tensors.values())
     extra = sum(name in case.tensors for name in OPTIONAL)
     flags = sum(name in case.params and case.params[name] != value for name, value in PLAIN.items())
-    distinct = sum(len(values_of(spec)) for spec in case.tensors.values())
-    finite = (v for spec in case.tensors.values() for v in values_of(spec) if math.isfinite(v))
-    magnitude = sum(min(abs(v), 1e6) for v in finite)
+    distinct = [values_of(spec) for spec in case.tensors.values()]
+    odd = sum(is_odd(value) for found in distinct for value in found)
+    magnitude = sum(min(abs(v), 1e6) for found in distinct for v in found if math.isfinite(v))
     values = [len(repr(spec.rows)) for spec in case.tensors.values() if spec.rows is not None]
     if case.op == "fused_gate":
-        sizes = (tokens(case), case.tensors["logits"].shape[1], case.params["topk"])
+        sizes: tuple[Any, ...] = (tokens(case), case.tensors["logits"].shape[1], case.params["topk"])
     elif case.op == "moe_align_block_size":
         rows, topk = case.tensors["topk_ids"].shape
         sizes = (rows * topk, topk, case.params["num_experts"], case.params["block_size"])
     else:
         shared = int(case.params.get("num_fused_shared_experts", 1))
         sizes = (tokens(case), case.tensors["topk_ids"].shape[1], shared, case.params["num_experts"])
-    return (*sizes, extra + flags + layouts + narrow, recipes, distinct, sum(values), magnitude)
+    unlike = extra + flags + layouts + narrow
+    return (*sizes, unlike, recipes, odd, sum(map(len, distinct)), sum(values), magnitude)
+
+
+def is_odd(value: float) -> bool:
+    """Say whether a literal is one that kernels treat apart: NaN, infinite, or a negative id."""
+    return value < 0 if isinstance(value, int) else not math.isfinite(value)

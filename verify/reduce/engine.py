@@ -14,7 +14,7 @@ from moeproof.verify.violation import Violation
 
 from . import align, append, gate
 from .cost import cost
-from .probe import OutOfTime, Probe
+from .probe import OutOfTime, Probe, wrong_argument
 
 CONFIRM = 10
 """Runs that measure a failure rate."""
@@ -80,7 +80,8 @@ def reduce_case(
         At worst the case as given.
     """
     begin = time.monotonic()
-    probe = Probe(executor, violation.check, begin + seconds, refusal)
+    wrong = wrong_argument(case, executor.subject.domain) if refusal else ""
+    probe = Probe(executor, violation.check, begin + seconds, wrong)
     costly = violation.check in ("hang", "cuda_error")
     confirm = 2 if costly else CONFIRM
     best = _Best(case, violation)
@@ -90,10 +91,15 @@ def reduce_case(
         failed, last = probe.rate(case, confirm)
         probe.set_rate(failed, confirm)
         best.violation = last or violation
-        while _improve(best, probe, _PASSES[case.op]):
-            pass
+        # A pass may be unable to read a case that breaks the op's own contract, as one that must be refused does.
+        unreadable = (LookupError, ArithmeticError, ValueError) if refusal else ()
+        with contextlib.suppress(*unreadable):
+            while _improve(best, probe, _PASSES[case.op]):
+                pass
         complete = True
     probe.deadline = time.monotonic() + max(5.0, 0.5 * seconds)
+    # A rare failure needs as many runs to be measured as it took to be seen.
+    confirm = max(confirm, probe.attempts)
     failed, last = 0, None
     with contextlib.suppress(OutOfTime, Unavailable):
         failed, last = probe.rate(best.case, confirm)

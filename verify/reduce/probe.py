@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from moeproof.strategies.case import Case
+from moeproof.strategies.domain import Domain
 from moeproof.strategies.domain_check import why_outside
 from moeproof.verify.child import Executor
 from moeproof.verify.metamorphic import EXTRAS
@@ -18,6 +19,11 @@ SURE = 0.99
 """How likely a flaky failure must show in the runs spent on one candidate."""
 MAX_ATTEMPTS = 60
 """Most runs spent on one candidate; a rarer failure is reduced less surely."""
+
+
+def wrong_argument(case: Case, domain: Domain) -> str:
+    """Return the name of the argument that puts a case outside a domain; empty for a case inside."""
+    return (why_outside(case, domain) or "").partition(" is ")[0]
 
 
 class OutOfTime(Exception):
@@ -36,8 +42,8 @@ class Probe:
         The class of the violation.
     deadline : float
         `time.monotonic` value after which `OutOfTime` is raised.
-    refusal : bool
-        The case is outside the domain, and what fails is that it is accepted.
+    wrong : str
+        The argument that is outside the domain, where what fails is that it is accepted; otherwise empty.
     attempts : int
         Runs spent on one candidate.
     runs : int
@@ -47,7 +53,7 @@ class Probe:
     executor: Executor
     check: str
     deadline: float
-    refusal: bool = False
+    wrong: str = ""
     attempts: int = 1
     runs: int = 0
     _seen: dict[str, Violation | None] = field(default_factory=dict)
@@ -62,7 +68,7 @@ class Probe:
         if time.monotonic() > self.deadline:
             raise OutOfTime
         self.runs += 1
-        outcome = self.executor.run(case, self.extras, refusal=self.refusal)
+        outcome = self.executor.run(case, self.extras, refusal=bool(self.wrong))
         return next((v for v in outcome.violations if v.check == self.check), None)
 
     def rate(self, case: Case, runs: int) -> tuple[int, Violation | None]:
@@ -84,8 +90,7 @@ class Probe:
         return self._seen[key]
 
     def _try(self, case: Case) -> Violation | None:
-        outside = why_outside(case, self.executor.subject.domain)
-        if (outside is not None) != self.refusal:
+        if wrong_argument(case, self.executor.subject.domain) != self.wrong:
             return None
         for _ in range(self.attempts):
             violation = self.once(case)

@@ -1,0 +1,338 @@
+"""Guarded execution: zones, poisons, unwritten or unrepeatable, inputs restored, refusals, further checks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from zoo import RIGHT
+
+from moeproof.strategies.case import Case, TensorSpec
+from moeproof.strategies.domain import AlignDomain, GateDomain
+from moeproof.verify.execute import Outcome, Runner, is_cuda_failure, pick_device
+from moeproof.verify.guard import POISONS, ZONE, as_bytes, carve
+from moeproof.verify.subject import Subject
+
+CPU = torch.device("cpu")
+ROWS = ((0.0, 1.0, 2.0, 3.0), (3.0, 2.0, 1.0, 0.0), (1.0, 1.0, 0.0, 2.0))
+GATE = Case("fused_gate", {"topk": 2}, {"logits": TensorSpec("float32", (3, 4), rows=ROWS)})
+ALIGN = Case(
+    "moe_align_block_size",
+    {"num_experts": 3, "block_size": 2},
+    {"topk_ids": TensorSpec("int32", (3, 2), rows=((0, 1), (1, 1), (0, 1)))},
+)
+Args = dict[str, Any]
+Outputs = dict[str, torch.Tensor]
+Twist = Callable[[Args, Outputs], Outputs | None]
+
+
+def right(name: str) -> Any:
+    return next(s for s in RIGHT if s.name == f"zoo:{name}").load()
+
+
+def runner(twist: Twist, *, op: str = "fused_gate", base: str = "right-gate", **fields: Any) -> Runner:
+    """Return a runner of a right subject whose results, or surroundings, `twist` then spoils."""
+    call = right(base)
+
+    def spoiled(args: Args, outputs: Outputs) -> Outputs | None:
+        call(args, outputs)
+        return twist(args, outputs)
+
+    domain = fields.pop("domain", GateDomain() if op == "fused_gate" else AlignDomain())
+    return Runner(Subject(f"test:{op}", op, lambda: spoiled, domain, **fields), CPU)
+
+
+def nothing(args: Args, outputs: Outputs) -> None:
+    """Leave a right result as it is."""
+
+
+def only(outcome: Outcome) -> str:
+    """Return the one violation's class and message."""
+    (violation,) = outcome.violations
+    return f"{violation.check}: {violation.message}"
+
+
+# -- guards --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (0, 4), (7,), (1,)], ids=str)
+def test_carved_outputs_are_exact_aligned_and_poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    for poison in POISONS:
+        carved = carve({"a": (shape, dtype)}, CPU, poison)
+        out = carved.outputs["a"]
+        assert (tuple(out.shape), out.dtype, out.is_contiguous()) == (shape, dtype, True)
+        assert len(carved.buffers["a"]) == 2 * ZONE + out.numel() * dtype.itemsize
+        assert bool((as_bytes(out) == poison).all())
+        out.fill_(1)
+        assert not bool(carved.zones_hit())
+        assert carved.first_hit() == "no guard byte has changed"
+
+
+@pytest.mark.parametrize("at", [0, ZONE - 1, ZONE + 24, -1])
+def test_one_changed_guard_byte_is_seen(at: int) -> None:
+    carved = carve({"a": ((2, 3), torch.int32), "b": ((1,), torch.int32)}, CPU, POISONS[0])
+    carved.buffers["a"][at] ^= 1
+    assert bool(carved.zones_hit())
+    side = {
+        0: "4096 bytes before its start",
+        ZONE - 1: "1 bytes before its start",
+        ZONE + 24: "0 bytes past its end",
+    }
+    assert (
+        f"a (24 bytes): 1 bytes outside it were written, the first {side.get(at, '4095 bytes past its end')}"
+        == (carved.first_hit())
+    )
+
+
+@pytest.mark.parametrize("shift", [-1, 6])
+@pytest.mark.parametrize("value", [0, -1515870811, 1515870810])
+def test_stray_write(shift: int, value: int) -> None:
+    """A stray write is seen even where it writes what one of the poisons is."""
+
+    def stray(args: Args, outputs: Outputs) -> None:
+        out = outputs["indices"]
+        out.as_strided((1,), (1,), out.storage_offset() + shift).fill_(value)
+
+    text = only(runner(stray).run(GATE))
+    assert text.startswith("guard_zone: indices (24 bytes): 4 bytes outside it")
+
+
+# -- unwritten, nondeterminism -------------------------------------------------------------------------------
+
+
+def test_right_subject_passes() -> None:
+    outcome = runner(nothing).run(GATE, ("batch_variance", "graph_replay", "fake_op"))
+    assert (outcome.violations, outcome.rows, outcome.fatal) == ((), 3, False)
+    assert Outcome.from_json(outcome.to_json()) == outcome
+
+
+def test_unwritten_elements_of_two_outputs_are_one_violation() -> None:
+    for_run = itertools.cycle(POISONS)
+
+    def forget(args: Args, outputs: Outputs) -> None:
+        left = torch.full((4,), next(for_run), dtype=torch.uint8)
+        outputs["weights"][0, 0] = left.view(torch.float32)[0]
+        outputs["indices"][1, 1] = left.view(torch.int32)[0]
+
+    text = only(runner(forget).run(GATE))
+    assert text == "unwritten: weights[0][0] is never written (1 elements of weights)"
+
+
+def test_unwritten_flat_output_hides_its_shadow() -> None:
+    """What is wrong only because it was never written is reported once."""
+
+    class Lazy:
+        def __init__(self) -> None:
+            self.call = right("right-align")
+
+        def __call__(self, args: Args, outputs: Outputs) -> None:
+            before = outputs["sorted_token_ids"].clone()
+            self.call(args, outputs)
+            outputs["sorted_token_ids"][6:] = before[6:]
+
+    subject = Subject("test:lazy", "moe_align_block_size", Lazy, AlignDomain())
+    assert only(Runner(subject, CPU).run(ALIGN)).startswith("unwritten: sorted_token_ids[6] is never written")
+
+
+@pytest.mark.parametrize("bitwise", [True, False])
+def test_nondeterminism_only_where_repeatability_is_promised(bitwise: bool) -> None:
+    runs = itertools.count()
+
+    def last_bit(args: Args, outputs: Outputs) -> None:
+        outputs["weights"].view(torch.int32)[2, 1] += next(runs) % 2
+
+    found = runner(last_bit, bitwise=bitwise).run(GATE).violations
+    assert [v.check for v in found] == (["nondeterminism"] if bitwise else [])
+    if bitwise:
+        assert found[0].rows == (2,)
+        assert "weights[2][1] is" in found[0].message
+
+
+def test_wrong_rows_besides_unstable_ones_are_still_judged() -> None:
+    runs = itertools.count()
+
+    def two_faults(args: Args, outputs: Outputs) -> None:
+        outputs["weights"][0, 0] = float(next(runs))
+        outputs["weights"][1, 0] *= 2
+
+    found = runner(two_faults).run(GATE).violations
+    assert {v.check: v.rows for v in found} == {"nondeterminism": (0,), "weights": (0, 1)}
+
+
+def test_second_run_is_judged_where_runs_may_differ() -> None:
+    runs = itertools.count()
+
+    def wrong_every_other_time(args: Args, outputs: Outputs) -> None:
+        if next(runs) % 2:
+            outputs["weights"][1, 0] *= 2
+
+    assert only(runner(wrong_every_other_time, bitwise=False).run(GATE)).startswith("weights: row 1")
+
+
+def test_outputs_of_another_shape_or_none() -> None:
+    runs = itertools.count()
+
+    def shorter(args: Args, outputs: Outputs) -> Outputs:
+        return {"indices": outputs["indices"], "weights": outputs["weights"][: 3 - next(runs) % 2]}
+
+    assert only(runner(shorter).run(GATE)) == (
+        "nondeterminism: weights is (3, 2) torch.float32 in one run and (2, 2) torch.float32 in the next"
+    )
+
+    def wide(args: Args, outputs: Outputs) -> Outputs:
+        return {"indices": outputs["indices"].long(), "weights": outputs["weights"]}
+
+    assert only(runner(wide).run(GATE)).startswith(
+        "ids_invalid: output indices is (3, 2) torch.int64, expected (3, 2)"
+    )
+
+    def missing(args: Args, outputs: Outputs) -> Outputs:
+        return {"indices": outputs["indices"]}
+
+    assert only(runner(missing).run(GATE)).startswith("ids_invalid: output weights is missing")
+
+
+def test_returned_outputs_may_be_any_view() -> None:
+    def transposed(args: Args, outputs: Outputs) -> Outputs:
+        return {name: value.t().contiguous().t() for name, value in outputs.items()}
+
+    assert runner(transposed).run(GATE).violations == ()
+
+
+# -- inputs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0, -1, 12], ids=["inside", "before", "past"])
+def test_changed_input_is_seen_and_restored(offset: int) -> None:
+    seen = []
+
+    def spoil(args: Args, outputs: Outputs) -> None:
+        logits = args["logits"]
+        seen.append(logits.clone())
+        logits.as_strided((1,), (1,), logits.storage_offset() + offset).fill_(-7.0)
+
+    # The result was made from the untouched input and is right: the judge must not see the change.
+    text = only(runner(spoil).run(GATE))
+    assert text == "input_modified: logits changed, or memory beside it"
+    assert len(seen) == 2
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_unused_gaps_of_a_strided_input_count_too() -> None:
+    case = GATE.but(logits=TensorSpec("float32", (3, 4), rows=ROWS, strides=(7, 1), offset=3))
+
+    def spoil(args: Args, outputs: Outputs) -> None:
+        args["logits"].as_strided((3, 7), (7, 1))[1, 5] = 0
+
+    assert runner(nothing).run(case).violations == ()
+    assert only(runner(spoil).run(case)).startswith("input_modified: logits")
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError, NotImplementedError])
+def test_refusal(error: type[Exception]) -> None:
+    def refuse(args: Args, outputs: Outputs) -> None:
+        raise error("topk is 2; allowed: 1")
+
+    assert runner(refuse).run(GATE, refusal=True).violations == ()
+    text = only(runner(refuse).run(GATE))
+    assert text == f"domain: raises inside its claimed domain: {error.__name__}: topk is 2; allowed: 1"
+
+
+def test_accepts_what_it_claims_to_refuse() -> None:
+    case = Case(GATE.op, GATE.params, GATE.tensors, note="k above the domain")
+    assert only(runner(nothing).run(case, refusal=True)) == (
+        "domain: accepts silently what it claims to refuse: k above the domain"
+    )
+
+
+def test_accident_is_no_refusal() -> None:
+    def accident(args: Args, outputs: Outputs) -> None:
+        raise IndexError("list index out of range")
+
+    assert only(runner(accident).run(GATE, refusal=True)).startswith("domain: ")
+
+
+def test_devices() -> None:
+    assert not is_cuda_failure(RuntimeError("CUDA error: misaligned address"), CPU)
+    subject = runner(nothing, device="cpu").subject
+    assert pick_device(subject) == CPU
+    assert runner(nothing).device_name == "cpu"
+
+
+def test_literal_outputs() -> None:
+    made = runner(nothing).literal_outputs(GATE)
+    assert [list(row) for row in made["indices"]] == [[3, 2], [0, 1], [3, 0]]
+
+    def fail(args: Args, outputs: Outputs) -> None:
+        raise KeyError("x")
+
+    assert runner(fail).literal_outputs(GATE)["error"] == "KeyError: 'x'"
+
+
+def test_no_rows() -> None:
+    empty = GATE.but(logits=TensorSpec("float32", (0, 4), rows=()))
+    assert runner(nothing).run(empty, ("batch_variance",)).violations == ()
+
+
+# -- further checks ------------------------------------------------------------------------------------------
+
+
+def by_size(args: Args, outputs: Outputs) -> None:
+    if args["logits"].shape[0] == 3:
+        outputs["weights"][1] = outputs["weights"][1].nextafter(torch.zeros(2))
+
+
+def test_batch_variance() -> None:
+    text = only(runner(by_size).run(GATE, ("batch_variance",)))
+    assert text.startswith("batch_variance: row 1: weights are")
+    assert text.endswith("in one of 2")
+    assert runner(by_size).run(GATE).violations == ()
+    assert runner(by_size, batch_invariant=False).run(GATE, ("batch_variance",)).violations == ()
+    # Two rows alone are outside this domain; so is one.
+    narrow = GateDomain(tokens=range(3, 4))
+    assert runner(by_size, domain=narrow).run(GATE, ("batch_variance",)).violations == ()
+
+
+def test_padded_rows_take_no_part_in_batch_variance() -> None:
+    case = GATE.but(num_token_non_padded=TensorSpec("int32", (), rows=(1,)))
+
+    assert runner(nothing).run(case, ("batch_variance",)).violations == ()
+
+    def last(args: Args, outputs: Outputs) -> None:
+        if args["logits"].shape[0] == 1:
+            outputs["weights"][0] = outputs["weights"][0].nextafter(torch.zeros(2))
+
+    assert only(runner(last).run(case, ("batch_variance",))).startswith("batch_variance: row 0")
+
+
+def test_wrong_result_is_not_compared_further() -> None:
+    def wrong(args: Args, outputs: Outputs) -> None:
+        outputs["weights"][:] = float(args["logits"].shape[0])
+
+    assert runner(wrong).run(GATE, ("batch_variance",)).checks == ("weights",)
+
+
+@pytest.mark.parametrize(("width", "wrong"), [(2, False), (3, True)])
+def test_fake_op(width: int, wrong: bool) -> None:
+    call = right("right-gate")
+
+    def real_or_fake(args: Args, outputs: Outputs) -> Outputs | None:
+        if outputs:
+            call(args, outputs)
+            return None
+        logits = args["logits"]
+        return {
+            "weights": logits.new_empty((logits.shape[0], width)),
+            "indices": logits.new_empty((logits.shape[0], 2), dtype=torch.int32),
+        }
+
+    subject = Subject("test:fake", "fused_gate", lambda: real_or_fake, GateDomain(), tags=("fake",))
+    found = Runner(subject, CPU).run(GATE, ("fake_op",)).violations
+    assert [v.check for v in found] == (["fake_op"] if wrong else [])
