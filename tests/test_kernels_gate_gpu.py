@@ -239,10 +239,14 @@ def test_zeros_of_both_signs_tie() -> None:
         assert fused_gate(logits, bias, topk=8)[1].tolist() == [list(range(8))] * 3
 
 
-def test_dropped_groups_rank_as_minus_infinity() -> None:
-    logits = torch.full((1, 64), math.nan, device=DEVICE)
-    logits[0, 8:10] = torch.tensor([3.0, 2.0])  # the kept group has two numbers and six NaN
-    weights, ids = fused_gate(logits, topk=4, num_expert_group=8, topk_group=1, renormalize=False)
+@pytest.mark.parametrize("experts", [24, 64])
+def test_dropped_groups_rank_as_minus_infinity(experts: int) -> None:
+    logits = torch.zeros(1, experts, device=DEVICE)
+    logits[0, 8:16] = (
+        math.nan
+    )  # the kept group has two numbers and six NaN, which rank below what was dropped
+    logits[0, 8:10] = torch.tensor([3.0, 2.0])
+    weights, ids = fused_gate(logits, topk=4, num_expert_group=experts // 8, topk_group=1, renormalize=False)
     assert ids.tolist() == [[8, 9, 0, 1]]
     assert weights[0, 2:].tolist() == [0.0, 0.0]
 

@@ -76,9 +76,9 @@ class NoisyExp(Gate32):
         bits = (x + 0.0).contiguous().view(torch.int32).long() * 2654435761 >> 7
         sign = (bits % 3 - 1).double()
         wide = x.double()
-        return (
-            wide.exp() * (1 + sign * self.share * (2 + 1.173 * wide.abs().nan_to_num(0, posinf=0)) * ULP)
-        ).float()
+        # Past 110 the result is 0 or inf whatever the error.
+        size = wide.abs().clamp(max=110).nan_to_num(0)
+        return (wide.exp() * (1 + sign * self.share * (2 + 1.173 * size) * ULP)).float()
 
 
 class Flushing(NoisyExp):

@@ -272,7 +272,7 @@ def _item(tensor: torch.Tensor, row: int, place: int) -> Any:
 
 
 def _explained(violation: Violation, rough: set[int], found: list[Violation]) -> bool:
-    """Say whether a wrong result is but the shadow of memory that was not written, or changes between runs."""
+    """Say whether a wrong result is but the shadow of memory not written, or of runs that differ."""
     if not rough or not found:
         return False
     if violation.check == "align_layout":

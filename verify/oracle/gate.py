@@ -1,9 +1,9 @@
 """The oracle of fused_gate.
 
-A row whose ids equal the float64 selection is right at once. The other rows are judged by intervals: an expert
-is *certainly better* than another if its whole score interval lies above, or if both are *provably tied* (same
-logit and same bias, or the same non-finite score) and its id is lower. A result fails only where something
-certainly better was left out or placed later.
+A row whose ids equal the float64 selection is right at once. The other rows are judged by intervals: an
+expert is *certainly better* than another if its whole score interval lies above, or if both are *provably
+tied* (same logit and same bias, or the same non-finite score) and its id is lower. A result fails only where
+something certainly better was left out or placed later.
 """
 
 from __future__ import annotations

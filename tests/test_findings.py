@@ -1,0 +1,285 @@
+"""Findings: each kind of script shows its defect on its own, and nothing once the subject is right."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_reduction import SUBJECTS, first_failure
+from zoo import RIGHT
+
+from moeproof.strategies.case import Case, TensorSpec
+from moeproof.verify.finding import Finding, make_finding
+from moeproof.verify.literals import repeated, source, wrapped
+from moeproof.verify.reduce.engine import Reduced, reduce_case
+from moeproof.verify.repro import tensor_call
+from moeproof.verify.subject import find
+from moeproof.verify.violation import Violation
+
+SCRIPTS = {
+    "tie_order": ("gate-tie-higher-id", "right-gate"),
+    "weights": ("gate-weights-swapped", "right-gate-float32"),
+    "nan_policy": ("gate-nan-weight", "right-gate"),
+    "ids_invalid": ("gate-shared-id-off-by-one", "right-gate"),
+    "unwritten": ("gate-last-element-unwritten", "right-gate"),
+    "guard_zone": ("gate-write-past-end", "right-gate"),
+    "input_modified": ("gate-writes-input", "right-gate"),
+    "batch_variance": ("gate-tokens-over-512", "right-gate"),
+    "nondeterminism": ("align-claims-bitwise", "right-align-backwards"),
+    "align_layout": ("align-minus-one-wrapped", "right-align"),
+    "domain": ("gate-raises-inside", "right-gate"),
+}
+DRIVER = """
+import os, runpy, sys
+import torch
+import moeproof.verify.subject
+torch.set_num_threads(1)
+for path in sys.argv[1:]:
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        sys.argv = [path]
+        status = 99
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    print("status", os.path.basename(path), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+def statuses(scripts: list[Path]) -> dict[str, int]:
+    """Run scripts, each in a process of its own that finds torch imported, and return how they exit."""
+    command = [sys.executable, "-c", DRIVER, *map(str, scripts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("status ")]
+    found = {name: int(status) for _, name, status in lines}
+    assert len(found) == len(scripts), done.stdout + done.stderr
+    return found
+
+
+def _finding(slug: str, check: str) -> Finding:
+    executor, case, violation = first_failure(SUBJECTS[slug], check)
+    result = reduce_case(executor, case, violation, seconds=3)
+    actual = executor.outputs(result.case)
+    return make_finding(SUBJECTS[slug], result, refusal=False, device="cpu", actual=actual)
+
+
+def _made(subject: str, case: Case, check: str, message: str = "wrong", *, refusal: bool = False) -> Finding:
+    reduced = Reduced(case, Violation(check, message), 10, 10, 1, 0.1, True)
+    (found,) = (s for s in (*RIGHT, *SUBJECTS.values()) if s.name == f"zoo:{subject}")
+    return make_finding(found, reduced, refusal=refusal, device="cpu", actual={})
+
+
+def gate(shape: tuple[int, int], rows: tuple[tuple[float, ...], ...], **params: int | float | str) -> Case:
+    return Case("fused_gate", {"topk": 1, "renormalize": False, **params}, {"logits": TensorSpec("float32", shape, rows)})
+
+
+def _others() -> dict[str, Finding]:
+    """Return findings that need no search: of processes that end, of bad input, of layouts."""
+    ids = TensorSpec("int32", (6, 1), rows=((0,), (1,)))
+    order = Case("moe_align_block_size", {"num_experts": 2, "block_size": 4}, {"topk_ids": ids})
+    sentinel = Case(
+        "moe_align_block_size",
+        {"num_experts": 2, "block_size": 2},
+        {"topk_ids": TensorSpec("int32", (3, 1), rows=((-1,), (0,), (-1,)))},
+    )
+    weights = TensorSpec("bfloat16", (2, 1), rows=((-0.0,), (1.0,)))
+    append = Case(
+        "append_shared_experts",
+        {"num_experts": 4, "num_fused_shared_experts": 1},
+        {
+            "topk_ids": TensorSpec("int64", (2, 1), rows=((1,), (2,))),
+            "topk_weights": weights,
+            "shared_weights": TensorSpec("float32", (), rows=(0.3,)),
+        },
+    )
+    strided = TensorSpec("float32", (2, 3), rows=((0.0, 1.0, 2.0), (5.0, 4.0, 3.0)), strides=(4, 1), offset=1)
+    hang = gate((1, 13), ((0.0,) * 13,))
+    return {
+        "hang": _made("gate-hangs", hang, "hang"),
+        "signal": _made("gate-segfaults", gate((7, 1), ((0.0,),)), "cuda_error"),
+        "exit": _made("gate-exits", gate((5, 1), ((0.0,),)), "cuda_error"),
+        "refusal": _made("gate-accepts-outside", gate((1, 1), ((0.0,),), scoring="tanh"), "domain", refusal=True),
+        "any order": _made("align-claims-bitwise", order, "align_layout"),
+        "sentinel": _made("align-sentinel-dropped", sentinel, "align_layout"),
+        "append": _made("append-zero-sign-lost", append, "weights"),
+        "append ids": _made("append-id-off-by-one", append, "ids_invalid"),
+        "strided": _made("gate-bias-ignored", replace(hang, tensors={"logits": strided}), "selection"),
+    }
+
+
+RIGHT_OTHERS = {
+    "hang": "right-gate",
+    "signal": "right-gate",
+    "exit": "right-gate",
+    "refusal": "right-gate",
+    "any order": "right-align-backwards",
+    "sentinel": "right-align-sentinel",
+    "append": "right-append",
+    "append ids": "right-append",
+    "strided": "right-gate",
+}
+
+
+@pytest.fixture(scope="module")
+def findings() -> dict[str, Finding]:
+    return {check: _finding(slug, check) for check, (slug, _) in SCRIPTS.items()} | _others()
+
+
+@pytest.fixture(scope="module")
+def scripts(findings: dict[str, Finding], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """Return by kind the script of the wrong subject, and the same one with a right subject in its place."""
+    folder = tmp_path_factory.mktemp("scripts")
+    made: dict[str, dict[str, Path]] = {}
+    for kind, finding in findings.items():
+        text = (finding.write(folder) / "repro.py").read_text().replace("SECONDS = 60", "SECONDS = 8")
+        right = SCRIPTS[kind][1] if kind in SCRIPTS else RIGHT_OTHERS[kind]
+        assert text.count(f":{finding.subject.name}\"") == 1
+        made[kind] = {}
+        for name, content in (("wrong", text), ("right", text.replace(f":{finding.subject.name}\"", f":zoo:{right}\""))):
+            made[kind][name] = folder / f"{kind.replace(' ', '-')}-{name}.py"
+            made[kind][name].write_text(content)
+    return made
+
+
+def test_scripts_exit_with_1_for_a_wrong_subject_and_0_for_a_right_one(scripts: dict[str, dict[str, Path]]) -> None:
+    found = statuses([path for pair in scripts.values() for path in pair.values()])
+    # Nothing is wrong with how the subject of this one reads strides, nor with its order: only the layout is shown.
+    expected = {p["wrong"].name: int(kind not in ("strided", "any order")) for kind, p in scripts.items()}
+    expected |= {pair["right"].name: 0 for pair in scripts.values()}
+    assert found == expected
+
+
+def test_a_script_runs_as_a_program_of_its_own(scripts: dict[str, dict[str, Path]]) -> None:
+    done = subprocess.run([sys.executable, scripts["tie_order"]["wrong"]], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "expected [[0]]\n  actual   [[1]]" in done.stdout
+    assert done.stdout.endswith("WRONG\n")
+
+
+def test_scripts_hold_nothing_that_they_do_not_use(scripts: dict[str, dict[str, Path]]) -> None:
+    for pair in scripts.values():
+        tree = ast.parse(pair["wrong"].read_text())
+        defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+        for node in tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                defined |= {alias.asname or alias.name for alias in node.names}
+            elif isinstance(node, ast.Assign):
+                defined |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        assert defined - used == set(), pair["wrong"].name
+        assert max(map(len, pair["wrong"].read_text().splitlines()[9:])) <= 120
+
+
+def test_a_page_says_what_a_person_needs(findings: dict[str, Finding], tmp_path: Path) -> None:
+    place = findings["tie_order"].write(tmp_path)
+    page = (place / "finding.md").read_text()
+    for words in (
+        "zoo:gate-tie-higher-id",
+        "`tie_order` (severity medium)",
+        "10 of 10 runs",
+        "**Rule.** Experts with equal scores are ordered by id, lower first.",
+        "| `indices` | `[[0]]` | `[[1]]` |",
+        f"moeproof replay {findings['tie_order'].identity}",
+    ):
+        assert words in page
+    summary = json.loads((place / "finding.json").read_text())
+    assert (summary["check"], summary["rows"] if "rows" in summary else 1, summary["complete"]) == ("tie_order", 1, True)
+
+
+def test_identity_tells_checks_and_flags_apart_and_nothing_else(findings: dict[str, Finding]) -> None:
+    case = gate((1, 2), ((0.0, 0.0),))
+    one = _made("gate-tie-higher-id", case, "tie_order", "row 0").identity
+    assert one == _made("gate-tie-higher-id", gate((1, 3), ((1.0,) * 3,)), "tie_order", "row 7").identity
+    others = {
+        _made("gate-tie-higher-id", case, "selection").identity,
+        _made("gate-tie-unstable", case, "tie_order").identity,
+        _made("gate-tie-higher-id", case.but(scoring="softmax"), "tie_order").identity,
+        _made("gate-tie-higher-id", gate((1, 2), ((float("nan"), 0.0),)), "tie_order").identity,
+        _made("gate-tie-higher-id", gate((999, 2), ((0.0, 0.0),)), "tie_order").identity,
+    }
+    assert len(others | {one}) == 6
+    outside = [_made("right-gate", gate((1, e), ((0.0,) * e,), topk=99), "domain", refusal=True) for e in (1, 20)]
+    assert outside[0].identity == outside[1].identity
+    assert outside[0].case.note.startswith("topk is 99")
+
+
+def test_a_case_of_the_wrong_shape_makes_a_finding_too(tmp_path: Path) -> None:
+    flat = Case("fused_gate", {"topk": 1}, {"logits": TensorSpec("float32", (3,), rows=(0.0,))})
+    finding = _made("gate-accepts-outside", flat, "domain", refusal=True)
+    compile((finding.write(tmp_path) / "repro.py").read_text(), "repro.py", "exec")
+
+
+def test_a_snippet_stands_alone(tmp_path: Path) -> None:
+    snippet = "import torch\nimport os\n\n\ndef run(args, outputs):\n    outputs['indices'].fill_(1)\n    outputs['weights'].fill_(len(os.sep) / 2)\n"
+    finding = _made("gate-tie-higher-id", gate((1, 2), ((0.0, 0.0),)), "tie_order")
+    finding = replace(finding, subject=replace(finding.subject, repro=snippet))
+    script = finding.write(tmp_path) / "repro.py"
+    text = script.read_text()
+    assert "import moeproof" not in text
+    assert "from moeproof" not in text
+    assert text.count("import torch\n") == text.count("import os\n") == 1
+    assert statuses([script]) == {"repro.py": 1}
+
+
+VALUES = [
+    [0.0] * 384,
+    [1.0, *[0.0] * 300, float("inf"), -1.5],
+    [*range(64)],
+    [[0.0] * 40] * 7,
+    [-0.0, 0.0, -0.0, 0.0, 1e-45, 3.4028234663852886e38],
+    [],
+    [True, 2, "nan", "-inf"],
+    {"low": [[0.5] * 9]},
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
+def test_python_source_means_what_it_stands_for(value: object) -> None:
+    names = {"nan": "nan", "inf": float("inf")}
+    text = wrapped(source(value), 8)
+    if "-inf" not in text:
+        assert repr(eval(f"({text})", names)) == repr(value)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_long_rows_are_short_source() -> None:
+    assert source([0.0] * 384) == "[0.0] * 384"
+    assert source([1.0, *[0.0] * 383]) == "[1.0] + [0.0] * 383"
+    assert source([*range(5, 105)]) == "[*range(5, 105)]"
+    assert repeated(((1, 2),), 513) == "[[1, 2]] * 513"
+    assert repeated(((1,), (2,)), 5) == "([[1], [2]] * 3)[:5]"
+
+
+@pytest.mark.parametrize("strides", [None, (0, 1), (1, 3), (7, 1)])
+@pytest.mark.parametrize("offset", [0, 3])
+def test_the_script_s_tensors_are_the_case_s(
+    strides: tuple[int, int] | None, offset: int, findings: dict[str, Finding], tmp_path: Path
+) -> None:
+    spec = TensorSpec("bfloat16", (3, 4), rows=((0.1, 1.0, 2.0, 3.0), (4.0, 5.0, 6.0, 7.0)), strides=strides, offset=offset)
+    case = Case("fused_gate", {"topk": 1}, {"logits": spec})
+    script = _made("right-gate", case, "selection").write(tmp_path) / "repro.py"
+    namespace: dict[str, object] = {"torch": torch, "DEVICE": "cpu"}
+    tree = ast.parse(script.read_text())
+    tree.body = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "tensor"]
+    exec(compile(tree, "repro.py", "exec"), namespace)
+    made = eval(f"({tensor_call(spec)})", namespace)
+    view, storage = spec.build("cpu")
+    assert torch.equal(made, view)
+    assert made.stride() == view.stride()
+    assert made.storage_offset() == view.storage_offset()
+    assert made.untyped_storage().tolist() == storage.untyped_storage().tolist()
+
+
+def test_subjects_of_files_are_loaded_from_them() -> None:
+    assert find([SUBJECTS["gate-tie-higher-id"].source])[0].name == "zoo:gate-tie-higher-id"
