@@ -83,7 +83,7 @@ def expand(
                     out[row : row + step, column : column + chunk] = part
         for row, column, value in _last_edits(recipe, rows, columns):
             out[row, column] = _rounded(value, dtype)
-    return out.reshape(shape)
+    return _one_nan(out, recipe).reshape(shape)
 
 
 def rows_of(
@@ -123,7 +123,7 @@ def rows_of(
     for row, column, value in _last_edits(recipe, rows, columns):
         here = (row_ids == row).unsqueeze(1) & (column_ids == column).unsqueeze(0)
         out.masked_fill_(here, _rounded(value, dtype))
-    return out.reshape(-1, *shape[1:])
+    return _one_nan(out, recipe).reshape(-1, *shape[1:])
 
 
 @dataclass
@@ -360,6 +360,26 @@ def _listed(recipe: Mapping[str, Any], count: int) -> np.ndarray:
     start, size = recipe["start"], recipe["count"]
     places = np.arange(max(1, min(count, start + size + 1)), dtype=np.int64) - start
     return np.where((places >= 0) & (places < size), places, -1)
+
+
+_NAN_BITS = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
+"""The one NaN of each narrow dtype: CPU and CUDA conversions give NaN different payloads."""
+
+
+def _one_nan(out: torch.Tensor, recipe: Mapping[str, Any]) -> torch.Tensor:
+    """Give every NaN of a narrow tensor the same bits, in place, if the recipe plants any."""
+    bits = _NAN_BITS.get(out.dtype)
+    if bits is not None and _plants_nan(recipe):
+        out.view(torch.int16).masked_fill_(out.isnan(), bits)
+    return out
+
+
+def _plants_nan(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_plants_nan(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return any(_plants_nan(v) for v in value)
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _two_sizes(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from .recipe import MAX_EXPERTS
 MAX_ELEMENTS = 1 << 12
 MAX_STEPPED = 1 << 22
 """Largest tensor that is made only to be one row too long."""
+UNBOUNDED = 2**31 - 1
+"""A domain that reaches this far has no edge to step over."""
 UNKNOWN_SCORINGS = ("tanh", "")
 
 
@@ -192,12 +194,13 @@ def _align(case: Case, d: AlignDomain) -> Iterator[Case]:
     """Yield variants of an inside case, each wrong in one respect."""
     ids = case.tensors["topk_ids"]
     tokens, topk = ids.shape
-    for block_size in (0, -1, max(d.block_sizes) + 1):
-        yield case.but(block_size=block_size)
+    for block_size in (0, -1, d.block_sizes[-1] + 1):
+        if block_size < UNBOUNDED:
+            yield case.but(block_size=block_size)
     for experts in (0, -1, max(d.experts) + 1):
         yield case.but(num_experts=experts, expert_map=None)
     for k in (d.topk[-1] + 1, d.topk[0] - 1):
-        if k >= 0 and tokens * k <= d.max_ids:
+        if 0 <= k < UNBOUNDED and tokens * k <= d.max_ids:
             yield case.but(topk_ids=constant(ids.dtype, (tokens, k)))
     for change in _other_dtypes("topk_ids", ids, d.ids_dtypes):
         yield case.but(**change)

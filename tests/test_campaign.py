@@ -192,8 +192,8 @@ def test_a_fault_of_the_harness_keeps_its_case_and_is_an_error(tmp_path: Path, m
 
 
 def test_a_preset_outside_a_domain_leaves_that_subject_out(tmp_path: Path) -> None:
-    summary, _ = fuzz(tmp_path, "gate-only-192-6", "right-gate", cases=2, preset="deepseek-v3")
-    assert "preset is 'deepseek-v3'" in summary.unavailable["zoo:gate-only-192-6"]
+    summary, _ = fuzz(tmp_path, "gate-only-192-6", "right-gate", cases=2, preset="kimi-k2")
+    assert "preset is 'kimi-k2'" in summary.unavailable["zoo:gate-only-192-6"]
     assert summary.subjects["zoo:right-gate"].cases == 2
 
 

@@ -135,7 +135,7 @@ GOLDEN = {
     "ids_runs": "c8c688bac7ff223c",
     "ids_round_robin": "7610939b9537f164",
     "everything_float32": "c4f5e55f828ccdcc",
-    "everything_bfloat16": "dd71562cc6cd9046",
+    "everything_bfloat16": "4a151e331b90d9be",
     "everything_float16": "f5f2dbc9ea4241d3",
     "ids_all": "b39c96d1f70fdd5a",
     "permutation": "32860cb2f870bf14",
