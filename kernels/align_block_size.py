@@ -85,14 +85,14 @@ def moe_align_block_size(
         raise TypeError("out is given for a traced or wrapped call; allowed there: None")
     from . import ops
 
-    return ops.moe_align_block_size(topk_ids, num_experts, block_size, expert_map)
+    return ops.moe_align_block_size(topk_ids, num_experts, block_size, expert_map=expert_map)
 
 
 def run(
     topk_ids: torch.Tensor,
     num_experts: int,
     block_size: int,
-    expert_map: torch.Tensor | None,
+    expert_map: torch.Tensor | None = None,
     out: Aligned | None = None,
 ) -> Aligned:
     """Do what `moe_align_block_size` says, past the dispatcher. Arguments by position."""

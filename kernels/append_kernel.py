@@ -23,7 +23,29 @@ def float_bits(value, DTYPE: tl.constexpr):
     return bits
 
 
-@triton.jit(do_not_specialize=["tokens", "num_experts"])
+_RUN_TIME = (
+    "topk_ids",
+    "topk_weight_bits",
+    "shared_weights",
+    "ids",
+    "weight_bits",
+    "num_valid_rows",
+    "limited",
+    "tokens",
+    "topk",
+    "shared",
+    "id_row_stride",
+    "id_column_stride",
+    "weight_row_stride",
+    "weight_column_stride",
+    "shared_row_stride",
+    "shared_column_stride",
+    "num_experts",
+)
+
+
+# Compiled once per combination of dtypes: neither a value nor an alignment is specialized on.
+@triton.jit(do_not_specialize=_RUN_TIME)
 def append_rows(
     topk_ids,
     topk_weight_bits,
@@ -31,47 +53,51 @@ def append_rows(
     ids,
     weight_bits,
     num_valid_rows,
-    tokens,
-    id_row_stride,
-    id_column_stride,
-    weight_row_stride,
-    weight_column_stride,
-    shared_row_stride,
-    shared_column_stride,
-    num_experts,
+    limited: tl.int64,
+    tokens: tl.int64,
+    topk: tl.int64,
+    shared: tl.int64,
+    id_row_stride: tl.int64,
+    id_column_stride: tl.int64,
+    weight_row_stride: tl.int64,
+    weight_column_stride: tl.int64,
+    shared_row_stride: tl.int64,
+    shared_column_stride: tl.int64,
+    num_experts: tl.int64,
     DTYPE: tl.constexpr,
-    LIMITED: tl.constexpr,
-    TOPK: tl.constexpr,
-    SHARED: tl.constexpr,
     ROWS: tl.constexpr,
-    TOPK_PADDED: tl.constexpr,
-    SHARED_PADDED: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
-    """Write ROWS rows a program: the routed part as integers, so that no bit changes, then the shared part.
+    """Write ROWS rows a program, PLACES places of each at a time: routed ones first, then shared ones.
 
-    Weights are written as the bits of DTYPE. Padded rows get ids −1 and weights 0.
+    Routed weights move as integers, so that no bit changes; weights are written as the bits of DTYPE. Rows at
+    or past `num_valid_rows` get ids −1 and weights 0, if `limited` is not 0.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
     exists = row < tokens
-    valid = exists
-    if LIMITED:
-        valid = exists & (row < tl.load(num_valid_rows))
+    limit = tokens
+    if limited != 0:
+        limit = tl.load(num_valid_rows).to(tl.int64)
+    valid = exists & (row < limit)
 
-    place = tl.arange(0, TOPK_PADDED)[None, :].to(tl.int64)
-    inside = place < TOPK
-    target = row * (TOPK + SHARED) + place
-    source = row * id_row_stride + place * id_column_stride
-    expert = tl.load(topk_ids + source, mask=valid & inside, other=-1)
-    source = row * weight_row_stride + place * weight_column_stride
-    bits = tl.load(topk_weight_bits + source, mask=valid & inside, other=0)
-    tl.store(ids + target, expert, mask=exists & inside)
-    tl.store(weight_bits + target, bits, mask=exists & inside)
+    width = topk + shared
+    for first in range(0, width, PLACES):
+        place = first + tl.arange(0, PLACES)[None, :].to(tl.int64)
+        is_routed = place < topk
+        inside = exists & (place < width)
 
-    shared = tl.arange(0, SHARED_PADDED)[None, :].to(tl.int64)
-    inside = shared < SHARED
-    target = row * (TOPK + SHARED) + TOPK + shared
-    source = row * shared_row_stride + shared * shared_column_stride
-    weight = tl.load(shared_weights + source, mask=valid & inside, other=0.0)
-    expert = tl.where(valid, num_experts + shared, -1)
-    tl.store(ids + target, expert.to(ids.dtype.element_ty), mask=exists & inside)
-    tl.store(weight_bits + target, float_bits(weight.to(tl.float32), DTYPE), mask=exists & inside)
+        source = row * id_row_stride + place * id_column_stride
+        expert = tl.load(topk_ids + source, mask=valid & is_routed, other=-1)
+        source = row * weight_row_stride + place * weight_column_stride
+        bits = tl.load(topk_weight_bits + source, mask=valid & is_routed, other=0)
+
+        extra = place - topk
+        is_shared = valid & (extra >= 0) & inside
+        source = row * shared_row_stride + extra * shared_column_stride
+        weight = tl.load(shared_weights + source, mask=is_shared, other=0.0)
+        expert = tl.where(is_shared, (num_experts + extra).to(ids.dtype.element_ty), expert)
+        bits = tl.where(is_shared, float_bits(weight.to(tl.float32), DTYPE), bits)
+
+        target = row * width + place
+        tl.store(ids + target, expert, mask=inside)
+        tl.store(weight_bits + target, bits, mask=inside)

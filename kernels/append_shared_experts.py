@@ -13,6 +13,8 @@ from . import validate
 Appended = tuple[torch.Tensor, torch.Tensor]
 ROWS = 64
 """Rows a program; small, since a decode batch is one program and a large batch has thousands."""
+PLACES = 16
+"""Places that a program handles at a time: all of a row's, for the common numbers of experts a token."""
 _NAMES = ("ids", "weights")
 _BITS = {4: torch.int32, 2: torch.int16}
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -87,7 +89,12 @@ def append_shared_experts(
     from . import ops
 
     return ops.append_shared_experts(
-        topk_ids, topk_weights, shared_weights, num_experts, num_fused_shared_experts, num_token_non_padded
+        topk_ids,
+        topk_weights,
+        shared_weights,
+        num_experts,
+        num_fused_shared_experts,
+        num_token_non_padded=num_token_non_padded,
     )
 
 
@@ -126,8 +133,8 @@ def run(
     topk_weights: torch.Tensor,
     shared_weights: torch.Tensor,
     num_experts: int,
-    num_fused_shared_experts: int,
-    num_token_non_padded: torch.Tensor | None,
+    num_fused_shared_experts: int = 1,
+    num_token_non_padded: torch.Tensor | None = None,
     out: Appended | None = None,
 ) -> Appended:
     """Do what `append_shared_experts` says, past the dispatcher. Arguments by position."""
@@ -160,21 +167,16 @@ def run(
         ids,
         weights.view(bits),
         ids if num_token_non_padded is None else num_token_non_padded,
+        int(num_token_non_padded is not None),
         tokens,
+        topk,
+        num_fused_shared_experts,
         *topk_ids.stride(),
         *topk_weights.stride(),
         *strides,
         num_experts,
     )
-    constants = {
-        "DTYPE": _DTYPES[topk_weights.dtype],
-        "LIMITED": num_token_non_padded is not None,
-        "TOPK": topk,
-        "SHARED": num_fused_shared_experts,
-        "ROWS": ROWS,
-        "TOPK_PADDED": 1 << (topk - 1).bit_length(),
-        "SHARED_PADDED": 1 << (num_fused_shared_experts - 1).bit_length(),
-    }
+    constants = {"DTYPE": _DTYPES[topk_weights.dtype], "ROWS": ROWS, "PLACES": PLACES}
     grid = (-(-tokens // ROWS),)
     if topk_ids.device.type == "cuda" and topk_ids.device.index != torch.cuda.current_device():
         with torch.cuda.device(topk_ids.device):

@@ -115,16 +115,16 @@ def fused_gate(
     return ops.fused_gate(
         logits,
         bias,
-        topk,
-        scoring,
-        num_expert_group,
-        topk_group,
-        renormalize,
-        routed_scaling_factor,
-        apply_routed_scaling_factor_on_output,
-        num_fused_shared_experts,
-        num_token_non_padded,
-        expert_map,
+        topk=topk,
+        scoring=scoring,
+        num_expert_group=num_expert_group,
+        topk_group=topk_group,
+        renormalize=renormalize,
+        routed_scaling_factor=routed_scaling_factor,
+        apply_routed_scaling_factor_on_output=apply_routed_scaling_factor_on_output,
+        num_fused_shared_experts=num_fused_shared_experts,
+        num_token_non_padded=num_token_non_padded,
+        expert_map=expert_map,
     )
 
 

@@ -68,7 +68,7 @@ class GateDomain:
     groups: str | tuple[tuple[int, int], ...] = "any"
     max_experts_per_group: int = 4096
     max_groups: int = 4096
-    shared: range = range(0, 9)
+    shared: range = range(9)
     renormalize: tuple[bool, ...] = (True, False)
     scale_on_output: tuple[bool, ...] = (False, True)
     scale: bool = True
@@ -77,7 +77,7 @@ class GateDomain:
     layouts: tuple[str, ...] = LAYOUTS
     nan: bool = True
     inf: bool = True
-    tokens: range = range(0, 2**31)
+    tokens: range = range(2**31)
     thresholds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     extra: Extra | None = None
 
@@ -122,7 +122,7 @@ class AlignDomain:
     out_of_range: bool = True
     expert_map: bool = True
     layouts: tuple[str, ...] = LAYOUTS
-    tokens: range = range(0, 2**31)
+    tokens: range = range(2**31)
     max_ids: int = 2**30
     thresholds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     extra: Extra | None = None
@@ -160,7 +160,7 @@ class AppendDomain:
     shared_forms: tuple[str, ...] = ("matrix", "vector", "scalar")
     padding: bool = True
     layouts: tuple[str, ...] = LAYOUTS
-    tokens: range = range(0, 2**31)
+    tokens: range = range(2**31)
     thresholds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     extra: Extra | None = None
 

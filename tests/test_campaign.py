@@ -13,18 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from zoo.entry import FRONT_DOOR
 
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify import campaign as module
 from moeproof.verify import corpus
-from moeproof.verify.child import HarnessFault, Inline
+from moeproof.verify.child import HarnessError, Inline
 from moeproof.verify.config import Config, ConfigError
 from moeproof.verify.coordinator import Summary, run
 from moeproof.verify.events import Event, JsonLines
 from moeproof.verify.subject import Unavailable
 
+torch.set_num_threads(1)  # several test processes share the cores
 TIE = "gate-tie-higher-id"
+
+
+@pytest.fixture(autouse=True)
+def _no_shipped_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "SHIPPED", tmp_path / "none")
 
 
 def zoo(slug: str) -> str:
@@ -34,7 +41,13 @@ def zoo(slug: str) -> str:
 def fuzz(out: Path, *slugs: str, **settings: Any) -> tuple[Summary, list[Event]]:
     """Run a short campaign inside this process."""
     events: list[Event] = []
-    fields: dict[str, Any] = {"cases": 40, "seed": 3, "isolate": False, "max_elements": 1024, "reduce_seconds": 5.0}
+    fields: dict[str, Any] = {
+        "cases": 40,
+        "seed": 3,
+        "isolate": False,
+        "max_elements": 1024,
+        "reduce_seconds": 5.0,
+    }
     config = Config(subjects=tuple(zoo(s) for s in slugs), out=out, **(fields | settings))
     return run(config, [events.append]), events
 
@@ -83,7 +96,6 @@ def test_the_corpus_runs_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return real(self, case, *args, **kwargs)
 
     monkeypatch.setattr(Inline, "run", spy)
-    monkeypatch.setattr(corpus, "SHIPPED", tmp_path / "none")
     fuzz(tmp_path / "out", "right-gate", cases=2, corpus=(tmp_path / "more",))
     assert ran[0] == tie_case()
     assert len(ran) == 3
@@ -152,7 +164,10 @@ def test_a_seed_gives_the_same_cases_again_and_another_gives_others(tmp_path: Pa
 
 def test_the_budget_of_cases_is_kept_for_each_subject(tmp_path: Path) -> None:
     summary, _ = fuzz(tmp_path, "right-gate", "right-align", cases=70)
-    assert {name: c.cases for name, c in summary.subjects.items()} == {"zoo:right-gate": 70, "zoo:right-align": 70}
+    assert {name: c.cases for name, c in summary.subjects.items()} == {
+        "zoo:right-gate": 70,
+        "zoo:right-align": 70,
+    }
 
 
 def test_a_time_limit_ends_the_run(tmp_path: Path) -> None:
@@ -183,7 +198,7 @@ def test_a_subject_that_is_lost_does_not_stop_the_others(tmp_path: Path, monkeyp
 
 
 def test_a_fault_of_the_harness_keeps_its_case_and_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Inline, "run", _fails_on("fused_gate", HarnessFault("KeyError: 'x'")))
+    monkeypatch.setattr(Inline, "run", _fails_on("fused_gate", HarnessError("KeyError: 'x'")))
     summary, _ = fuzz(tmp_path, "right-gate", "right-align", cases=3)
     assert "KeyError" in summary.errors[0]
     assert list((tmp_path / "corpus" / "fused_gate").glob("fault-*.json"))

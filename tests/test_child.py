@@ -16,10 +16,10 @@ import pytest
 
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.strategies.domain import GateDomain
-from moeproof.verify.child import Child, HarnessFault, Isolated, describe_exit
+from moeproof.verify.child import Child, HarnessError, Isolated, describe_exit
 from moeproof.verify.subject import Subject, Unavailable, load_file
 
-SUSPECT = '''
+SUSPECT = """
 import os, pathlib, signal, subprocess, sys, time
 import torch
 from moeproof.strategies.domain import GateDomain
@@ -29,8 +29,6 @@ def call(args, outputs):
     what = args["logits"].shape[0]
     if what == 2:
         os.kill(os.getpid(), signal.SIGSEGV)
-    if what == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
     if what == 4:
         os._exit(0)
     if what == 5:
@@ -63,7 +61,7 @@ other = Subject("suspect:other", "fused_gate", lambda: call, DOMAIN, device="cpu
 dead = Subject("suspect:dead", "fused_gate", dies, DOMAIN, device="cpu")
 broken = Subject("suspect:broken", "fused_gate", lambda: 1 / 0, DOMAIN, device="cpu")
 faulty = Subject("suspect:faulty", "fused_gate", lambda: call, DOMAIN, device="cpu", path=path)
-'''
+"""
 
 
 def case(tokens: int) -> Case:
@@ -93,7 +91,6 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     ("tokens", "check", "words"),
     [
         (2, "cuda_error", "killed by SIGSEGV"),
-        (3, "cuda_error", "killed by SIGKILL"),
         (4, "cuda_error", "exit status 0"),
         (5, "hang", "no result within 1 s"),
         (6, "cuda_error", "last words"),
@@ -128,7 +125,7 @@ def test_what_runs_well_needs_no_restart(child: Child, suspects: dict[str, Subje
 
 def test_a_fault_of_the_harness_is_no_outcome(child: Child, suspects: dict[str, Subject]) -> None:
     executor = Isolated(suspects["faulty"], child)
-    with pytest.raises(HarnessFault, match="no such path"):
+    with pytest.raises(HarnessError, match="no such path"):
         executor.run(case(1))
 
 

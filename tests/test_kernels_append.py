@@ -111,11 +111,10 @@ def test_compiles_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None
     from triton.compiler import ASTSource
 
     kernel: Any = importlib.import_module("moeproof.kernels.append_kernel").append_rows
-    constants = {"DTYPE": dtype, "LIMITED": True, "TOPK": 9, "SHARED": 3, "ROWS": 64}
-    constants |= {"TOPK_PADDED": 16, "SHARED_PADDED": 4}
+    constants = {"DTYPE": dtype, "ROWS": module.ROWS, "PLACES": module.PLACES}
     word = "*i32" if dtype == "float32" else "*i16"
     pointers = {"topk_ids": "*i64", "ids": "*i64", "topk_weight_bits": word, "weight_bits": word}
     pointers |= {"shared_weights": "*bf16", "num_valid_rows": "*i32"}
-    signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}
+    signature = {n: "constexpr" if n in constants else pointers.get(n, "i64") for n in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=constants)
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -48,12 +49,50 @@ def test_fake_align_follows_a_symbolic_size() -> None:
 
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         ids = mode.from_tensor(torch.zeros(7, 3, dtype=torch.int32, device="cpu"), static_shapes=False)
-        places, blocks, _ = torch.ops.moeproof.moe_align_block_size(ids, 64, 16, None)
+        places, blocks, _ = torch.ops.moeproof.moe_align_block_size(ids, 64, 16)
         assert int(places.shape[0]) == capacity(21, 64, 16)
         assert int(blocks.shape[0]) == capacity(21, 64, 16) // 16
 
 
-def arguments(op: str) -> list[tuple[Any, ...]]:
+def test_registered_ops_have_the_defaults_of_the_public_functions() -> None:
+    public = {"fused_gate": fused_gate, "moe_align_block_size": moe_align_block_size}
+    public["append_shared_experts"] = append_shared_experts
+    for name, function in public.items():
+        parameters = dict(inspect.signature(function).parameters)
+        del parameters["out"]
+        registered = getattr(ops, name)._schema.arguments
+        assert [a.name for a in registered] == list(parameters)
+        for argument in registered:
+            wanted = parameters[argument.name]
+            assert argument.kwarg_only == (wanted.kind is wanted.KEYWORD_ONLY)
+            assert argument.has_default_value() == (wanted.default is not wanted.empty)
+            if argument.has_default_value():
+                assert argument.default_value == wanted.default
+
+
+def test_implementations_take_what_the_dispatcher_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPU tensors the kernels refuse the device, after every argument has arrived."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    logits, ids = torch.zeros(3, 16), torch.zeros(3, 8, dtype=torch.int32)
+    with torch.library._scoped_library("moeproof", "IMPL") as library:
+        for name, function in (
+            ("fused_gate", ops._gate),
+            ("moe_align_block_size", ops.align.run),
+            ("append_shared_experts", ops.append.run),
+        ):
+            library.impl(name, function, "CPU")
+        registered = torch.ops.moeproof
+        with pytest.raises(ValueError, match="logits is on cpu"):
+            registered.fused_gate(logits, topk=8)
+        with pytest.raises(ValueError, match="topk is 17"):
+            registered.fused_gate(logits, None, topk=17, expert_map=ids[0])
+        with pytest.raises(ValueError, match="topk_ids is on cpu"):
+            registered.moe_align_block_size(ids, 16, 4)
+        with pytest.raises(ValueError, match="topk_ids is on cpu"):
+            registered.append_shared_experts(ids, logits[:, :8], logits[:, 0], 16)
+
+
+def arguments(op: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(9, 64, generator=generator).to(DEVICE)
     bias = torch.randn(64, generator=generator).to(DEVICE)
@@ -61,18 +100,17 @@ def arguments(op: str) -> list[tuple[Any, ...]]:
     weights = torch.rand(9, 4, generator=generator).to(DEVICE)
     limit = torch.tensor([5], dtype=torch.int32, device=DEVICE)
     mapping = torch.randperm(64, generator=generator).int().to(DEVICE)
-    plain = (4, "softmax", 1, 1, True, 1.0, False, 0)
-    grouped = (5, "sigmoid", 8, 4, True, 2.5, True, 1)
+    grouped = {"num_expert_group": 8, "topk_group": 4, "num_fused_shared_experts": 1}
     return {
         "fused_gate": [
-            (logits, None, *plain, None, None),
-            (logits, bias.bfloat16(), *grouped, limit, None),
-            (logits.half(), bias, *plain, None, mapping),
+            ((logits,), {"topk": 4, "scoring": "softmax"}),
+            ((logits, bias.bfloat16()), {"topk": 5, "num_token_non_padded": limit, **grouped}),
+            ((logits.half(), bias), {"topk": 4, "expert_map": mapping}),
         ],
-        "moe_align_block_size": [(ids, 64, 16, None), (ids.int(), 64, 4, mapping)],
+        "moe_align_block_size": [((ids, 64, 16), {}), ((ids.int(), 64, 4), {"expert_map": mapping})],
         "append_shared_experts": [
-            (ids, weights, weights[:, :2], 64, 2, None),
-            (ids, weights, weights[:, 0], 64, 1, limit),
+            ((ids, weights, weights[:, :2], 64, 2), {}),
+            ((ids, weights, weights[:, 0], 64), {"num_token_non_padded": limit}),
         ],
     }[op]
 
@@ -80,8 +118,8 @@ def arguments(op: str) -> list[tuple[Any, ...]]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("op", ["fused_gate", "moe_align_block_size", "append_shared_experts"])
 def test_opcheck(op: str) -> None:
-    for args in arguments(op):
-        torch.library.opcheck(getattr(ops, op), args)
+    for args, kwargs in arguments(op):
+        torch.library.opcheck(getattr(ops, op), args, kwargs)
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ from moeproof.verify.reduce.literal import relaid, spelled, with_rows
 from moeproof.verify.subject import Subject
 from moeproof.verify.violation import Violation
 
+torch.set_num_threads(1)  # several test processes share the cores
 NORMAL = {
     "kind": "scores",
     "seed": 1,
@@ -30,7 +31,7 @@ NORMAL = {
 SUBJECTS = {entry.subject.name.removeprefix("zoo:"): entry.subject for entry in WRONG}
 
 
-class _Found(Exception):
+class _FoundError(Exception):
     pass
 
 
@@ -43,10 +44,10 @@ def first_failure(subject: Subject, check: str, *, refusal: bool = False) -> tup
         outcome = executor.run(case, () if refusal else ("batch_variance",), refusal=refusal)
         found.extend((case, v) for v in outcome.violations if v.check == check)
         if found:
-            raise _Found
+            raise _FoundError
 
     strategy = beyond(subject.domain) if refusal else inside(subject.op, subject.domain, max_elements=4096)
-    with pytest.raises(_Found):
+    with pytest.raises(_FoundError):
         explore(strategy, body, start=7, count=1000)
     return executor, *found[0]
 
@@ -94,7 +95,7 @@ def test_wrapped_ids_shrink_to_one_id() -> None:
 
 
 def test_a_size_that_matters_is_kept() -> None:
-    _, result = reduced("align-uint8-count", "align_layout")
+    _, result = reduced("align-uint8-count", "align_layout", seconds=3)
     assert math.prod(result.case.tensors["topk_ids"].shape) == 256
 
 
@@ -153,8 +154,8 @@ def test_reduction_ends_at_its_time_limit() -> None:
     logits = TensorSpec("float32", (64, 64), recipe=NORMAL)
     case = Case("fused_gate", {"topk": 8}, {"logits": logits})
     begin = time.monotonic()
-    result = reduce_case(Slow(1), case, Violation("nondeterminism", "differs", (0,)), seconds=0.5)
-    assert time.monotonic() - begin < 3
+    result = reduce_case(Slow(1), case, Violation("nondeterminism", "differs", (0,)), seconds=1.5)
+    assert time.monotonic() - begin < 5
     assert not result.complete
     assert cost(result.case) < cost(case)
 
@@ -179,7 +180,10 @@ def test_each_step_is_cheaper_and_the_result_can_not_be_reduced_again() -> None:
     ],
 )
 def test_a_layout_is_kept_in_kind(
-    shape: tuple[int, int], strides: tuple[int, int] | None, new: tuple[int, int], kind: tuple[int, int] | None
+    shape: tuple[int, int],
+    strides: tuple[int, int] | None,
+    new: tuple[int, int],
+    kind: tuple[int, int] | None,
 ) -> None:
     spec = TensorSpec("float32", shape, recipe=NORMAL, strides=strides)
     assert relaid(spec, new) == kind
@@ -202,4 +206,3 @@ def test_padding_is_counted_among_the_rows_that_stay() -> None:
     assert part.tensors["num_token_non_padded"].rows == (2,)
     longer = with_rows(case, [1], count=9)
     assert longer.tensors["logits"].build("cpu")[0].flatten().tolist() == [1.0] * 9
-

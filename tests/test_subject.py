@@ -12,7 +12,15 @@ import torch
 
 from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify import subject as module
-from moeproof.verify.subject import Subject, SubjectError, all_subjects, find, from_function, load_file, plugin_problems
+from moeproof.verify.subject import (
+    Subject,
+    SubjectError,
+    all_subjects,
+    find,
+    from_function,
+    load_file,
+    plugin_problems,
+)
 
 KERNEL = """
 import torch
@@ -92,7 +100,10 @@ def test_a_file_s_subjects_know_where_a_child_finds_them(file: Path) -> None:
         ("def f(:", "SyntaxError"),
         ("import sys; sys.exit(0)", "SystemExit"),
         ("import pytest; pytest.skip('no GPU', allow_module_level=True)", "no GPU"),
-        ("from moeproof.verify.subject import *; Subject('a', 'gate', None, None)", "op is 'gate'; allowed: fused_gate"),
+        (
+            "from moeproof.verify.subject import *; Subject('a', 'gate', None, None)",
+            "op is 'gate'; allowed: fused_gate",
+        ),
     ],
 )
 def test_a_file_that_can_not_be_used_says_why(tmp_path: Path, text: str, words: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis.strategies import SearchStrategy
 from zoo import WRONG, Entry
 
 from moeproof.strategies.case import Case
@@ -29,9 +30,18 @@ class Found:
 def hunt(executor: Executor, entry: Entry, seed: int) -> Found | None:
     """Return the first failure of an admissible class within the entry's number of examples."""
     subject = executor.subject
+    strategy = inside(subject.op, subject.domain, max_elements=MAX_ELEMENTS)
+    found = first_failure(executor, entry, strategy, seed, refusal=False)
+    if found is None and "domain" in entry.check:
+        return first_failure(executor, entry, beyond(subject.domain), seed, refusal=True)
+    return found
+
+
+def first_failure(
+    executor: Executor, entry: Entry, strategy: SearchStrategy[Case], seed: int, *, refusal: bool
+) -> Found | None:
     ran = 0
     found: list[Found] = []
-    refusal = entry.check == ("domain",) and subject.refuses
 
     def body(case: Case) -> None:
         nonlocal ran
@@ -42,7 +52,6 @@ def hunt(executor: Executor, entry: Entry, seed: int) -> Found | None:
         outcome = executor.run(case, extras, refusal=refusal)
         found.extend(Found(case, v, refusal) for v in outcome.violations if v.check in entry.check)
 
-    strategy = beyond(subject.domain) if refusal else inside(subject.op, subject.domain, max_elements=MAX_ELEMENTS)
     explore(strategy, body, start=seed, count=entry.examples)
     return found[0] if found else None
 

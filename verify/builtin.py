@@ -21,7 +21,7 @@ _FULL: dict[str, Domain] = {
 }
 _OWN: dict[str, Domain] = _FULL | {
     # The contract sets k and B no upper limit, and neither does the kernel.
-    "moe_align_block_size": AlignDomain(topk=range(0, 2**31 - 1), block_sizes=range(1, 2**31 - 1)),
+    "moe_align_block_size": AlignDomain(topk=range(2**31 - 1), block_sizes=range(1, 2**31 - 1)),
 }
 _SIMULATED: dict[str, Domain] = {
     # Numba's simulator costs up to 500 ms a launch: a few threads at most.

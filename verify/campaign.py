@@ -17,7 +17,7 @@ from moeproof.strategies.case import Case
 from moeproof.strategies.domain_check import why_outside
 
 from . import corpus
-from .child import Child, Executor, HarnessFault, Inline, Isolated
+from .child import Child, Executor, HarnessError, Inline, Isolated
 from .config import Config
 from .coverage import Coverage
 from .events import Event, Sink
@@ -120,7 +120,7 @@ class Campaign:
         return Isolated(subject, child)
 
     def _recover(self) -> None:
-        """Run cases first that were in flight when an earlier run was killed; each is kept until it has run."""
+        """Run cases first that an earlier run had in flight at its end; each is kept until it has run."""
         for path in corpus.interrupted(self.config.out):
             if not self._mine(path):
                 continue
@@ -215,7 +215,7 @@ class Campaign:
         except Unavailable as error:
             self._lost(state, str(error))
             return
-        except HarnessFault as error:
+        except HarnessError as error:
             self._fault(state, case, str(error))
             return
         state.cases += 1
@@ -255,17 +255,13 @@ class Campaign:
         begin = time.monotonic()
         # Until the finding is written, the case as found is what survives Ctrl-C or a kill.
         raw = corpus.keep(self.config.out / "corpus", f"raw-{derived(case.dumps()):x}", case)
-        reduced = reduce_case(
-            state.executor, case, violation, seconds=self.config.reduce_seconds, refusal=refusal
-        )
+        reduced = reduce_case(state.executor, case, violation, seconds=self.config.reduce_seconds, refusal=refusal)
         self.reducing += time.monotonic() - begin
         try:
             actual = state.executor.outputs(reduced.case)
         except Unavailable as error:
             actual = {"error": str(error)}
-        finding = make_finding(
-            state.subject, reduced, refusal=refusal, device=state.executor.device, actual=actual
-        )
+        finding = make_finding(state.subject, reduced, refusal=refusal, device=state.executor.device, actual=actual)
         folder = self.config.out / "findings"
         known = (folder / finding.identity / "finding.json").exists()
         if known:
@@ -299,4 +295,3 @@ class Campaign:
             for s in self.states
         }
         self._emit("progress", subjects=subjects, seconds=self._fuzzing(), reducing=self.reducing)
-

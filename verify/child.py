@@ -126,7 +126,7 @@ class Child:
         ------
         Unavailable
             If the subject can't be loaded again.
-        HarnessFault
+        HarnessError
             If the child failed outside the subject.
         """
         self.load(subject)
@@ -152,7 +152,7 @@ class Child:
         if isinstance(answer, Outcome):
             return answer
         if "fault" in answer:
-            raise HarnessFault(answer["fault"])
+            raise HarnessError(answer["fault"])
         if answer.get("fatal"):
             self._kill()
         return answer
@@ -246,7 +246,7 @@ class Isolated:
         return dict(answer["outputs"])
 
 
-class HarnessFault(RuntimeError):
+class HarnessError(RuntimeError):
     """The harness itself failed in the child; holds the traceback."""
 
 

@@ -107,9 +107,9 @@ def print_summary(console: Console, summary: Summary) -> None:
         for kind, counts in coverage.counts.items():
             for value, count in counts.items():
                 merged.setdefault(kind, {})[value] = merged.setdefault(kind, {}).get(value, 0) + count
-    for kind, counts in sorted(merged.items()):
+    for kind, total in sorted(merged.items()):
         if kind != "path":
-            console.print(Text(f"  {kind}: {_top(counts)}", style="dim"))
+            console.print(Text(f"  {kind}: {_top(total)}", style="dim"))
     for name, reason in sorted(summary.unavailable.items()):
         console.print(Text(f"not run: {name}: {reason}", style="yellow"))
     for error in summary.errors:

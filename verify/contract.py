@@ -42,7 +42,9 @@ def arguments(case: Case, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]
     return {**tensors, **case.params}
 
 
-def judge(case: Case, subject: Subject, args: Mapping[str, Any], outputs: Mapping[str, torch.Tensor]) -> list[Violation]:
+def judge(
+    case: Case, subject: Subject, args: Mapping[str, Any], outputs: Mapping[str, torch.Tensor]
+) -> list[Violation]:
     """Judge a subject's outputs by its op's contract.
 
     Parameters

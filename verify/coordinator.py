@@ -163,7 +163,7 @@ def _work(config: Config, index: int, pipe: Connection) -> None:
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    """Raise on the first Ctrl-C; a terminal and the coordinator may both send one, and the end must not be cut."""
+    """Raise on the first Ctrl-C only: a terminal and the coordinator may both send one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -199,7 +199,9 @@ def _run_many(config: Config, sink: Sink, summary: Summary) -> None:
             worker.join()
     for index, worker in enumerate(workers):
         if worker.exitcode != 0 and not summary.interrupted:
-            summary.errors.append(f"worker {index} ended with {worker.exitcode}; its cases in flight run first next time")
+            summary.errors.append(
+                f"worker {index} ended with {worker.exitcode}; its cases in flight run first next time"
+            )
 
 
 def _drain(pipes: list[Connection], sink: Sink, *, seconds: float | None = None) -> None:

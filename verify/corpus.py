@@ -54,7 +54,7 @@ def read_case(path: Path) -> Case:
 
 
 def _check_size(name: str, spec: TensorSpec) -> None:
-    """Refuse what the storage's size doesn't show: huge empty shapes, huge shapes of stride 0, overlapping rows."""
+    """Refuse what the storage does not show: huge empty shapes, huge shapes of stride 0, overlaps."""
     if any(size > MAX_SIZE for size in (*spec.shape, *(spec.strides or ()))):
         raise CaseError(f"{name} has shape {spec.shape}, strides {spec.strides}; allowed: sizes up to {MAX_SIZE}")
     elements = math.prod(spec.shape)

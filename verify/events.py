@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-KINDS = ("start", "subject", "unavailable", "progress", "failure", "reducing", "finding", "known", "note", "end")
+KINDS = (
+    "start",
+    "subject",
+    "unavailable",
+    "progress",
+    "failure",
+    "reducing",
+    "finding",
+    "known",
+    "note",
+    "end",
+)
 
 
 @dataclass(frozen=True)

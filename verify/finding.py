@@ -195,7 +195,12 @@ def describe(case: Case) -> str:
         return f"{name} of shape {main.shape}, {main.dtype}"
     if case.op == "fused_gate":
         rows, experts = main.shape
-        words = [f"T={rows}", f"E={experts}", f"k={case.params['topk']}", str(case.params.get("scoring", "sigmoid"))]
+        words = [
+            f"T={rows}",
+            f"E={experts}",
+            f"k={case.params['topk']}",
+            str(case.params.get("scoring", "sigmoid")),
+        ]
         if case.params.get("num_expert_group", 1) != 1:
             words.append(f"{case.params['num_expert_group']} groups, {case.params['topk_group']} kept")
     else:
@@ -234,7 +239,8 @@ def bounds(case: Case, subject: Subject) -> dict[str, Any] | None:
         return None
     tensors, _ = case.build("cpu")
     args = arguments(case, tensors)
-    params = GateParams(**{k: v for k, v in case.params.items() if k in GateParams.__dataclass_fields__})
+    given: dict[str, Any] = {k: v for k, v in case.params.items() if k in GateParams.__dataclass_fields__}
+    params = GateParams(**given)
     try:
         rows = score_rows(args["logits"], args.get("bias"), params)
         kept = gold_groups(rows, params) if params.num_expert_group > 1 else None

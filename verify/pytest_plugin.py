@@ -38,7 +38,9 @@ def pin(worker: str, environment: dict[str, str], count: int) -> str | None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the ini option."""
     parser.addini(
-        "moeproof_workers_per_gpu", "caps `-n auto` at so many xdist workers for each GPU (0: no cap)", default="0"
+        "moeproof_workers_per_gpu",
+        "caps `-n auto` at so many xdist workers for each GPU (0: no cap)",
+        default="0",
     )
 
 
@@ -85,8 +87,9 @@ def pytest_runtest_makereport(
     finding = getattr(error, "finding", None)
     folder = getattr(error, "folder", None)
     if finding is not None and folder is not None:
-        report.user_properties.append(("moeproof_finding", finding.identity))
-        report.user_properties.append(("moeproof_folder", str(folder)))
+        # JUnit takes the properties of a test from the report of its teardown, which gets the item's.
+        item.user_properties += [("moeproof_finding", finding.identity), ("moeproof_folder", str(folder))]
+        report.user_properties = list(item.user_properties)
         report.sections.append(("moeproof finding", (folder / "finding.md").read_text(encoding="utf-8")))
         report.sections.append(("moeproof repro.py", (folder / "repro.py").read_text(encoding="utf-8")))
     return report

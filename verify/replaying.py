@@ -12,7 +12,7 @@ from moeproof.strategies.case import CaseError
 from moeproof.strategies.domain_check import why_outside
 
 from . import corpus
-from .child import Child, HarnessFault, Isolated
+from .child import Child, HarnessError, Isolated
 from .metamorphic import EXTRAS
 from .subject import Subject, SubjectError, Unavailable, all_subjects, find
 
@@ -68,9 +68,9 @@ def replay_paths(files: list[Path], chosen: list[Subject] | None, seconds: float
                 child = children.setdefault(subject.name.partition(":")[0], Child(seconds=seconds))
                 try:
                     outcome = Isolated(subject, child).run(case, () if refusal else tuple(EXTRAS), refusal=refusal)
-                except (Unavailable, HarnessFault) as error:
+                except (Unavailable, HarnessError) as error:
                     # Of all subjects of an op, some can't run on any one machine.
-                    asked = chosen is not None or _finding(path) is not None or isinstance(error, HarnessFault)
+                    asked = chosen is not None or _finding(path) is not None or isinstance(error, HarnessError)
                     status = Replay.PROBLEM if asked else Replay.SKIPPED
                     missing.add(subject.name)
                     yield Result(path, subject.name, status, (str(error),))
@@ -88,6 +88,8 @@ def _subjects(path: Path, chosen: list[Subject] | None) -> tuple[list[Subject], 
     if beside is None:
         return (all_subjects() if chosen is None else chosen), False
     data = json.loads(beside.read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or not {"outside_domain", "subject"} <= data.keys():
+        raise ValueError(f"{beside} is not the summary of a finding")
     own = find([str(data.get("source") or data["subject"])]) if chosen is None else chosen
     return own, bool(data["outside_domain"])
 

@@ -62,7 +62,7 @@ def rule(op: str, check: str) -> str:
 
 
 def render_script(finding: Finding, expected: Mapping[str, Any], bounds: Mapping[str, Any] | None) -> str:
-    """Return the text of ``repro.py``: it needs torch and the subject's own library only, where that can be."""
+    """Return the text of ``repro.py``, which needs torch and the subject's own library only where that can be."""
     case, check = finding.case, finding.violation.check
     imports, snippet = _split(finding.subject.repro) if finding.subject.repro.strip() else _loader(finding)
     kind = check
@@ -71,38 +71,48 @@ def render_script(finding: Finding, expected: Mapping[str, Any], bounds: Mapping
     elif check in ("hang", "cuda_error"):
         kind = "ends"
     tensors = {name: tensor_call(spec, name if kind == "input_modified" else "") for name, spec in case.tensors.items()}
-    body = _environment().get_template("repro.py.j2").render(
-        f=finding,
-        case=case,
-        check=check,
-        kind=kind,
-        snippet=snippet,
-        tensors=tensors,
-        helper=any(call.startswith("tensor(") for call in tensors.values()),
-        note=source(case.note),
-        broadcast=any(_is_broadcast(spec) for spec in case.tensors.values()),
-        specs=_specs(finding),
-        expected=expected,
-        bounds=bounds if check in ("weights", "nan_policy") else None,
-        bits=_expected_bits(finding) if case.op == "append_shared_experts" and check == "weights" else None,
-        bait=(BAIT_FLOAT, next(iter(BAIT.values())), GUARD_BYTES),
-        device="cuda" if finding.device.startswith("cuda") else "cpu",
-        seconds=SECONDS,
+    body = (
+        _environment()
+        .get_template("repro.py.j2")
+        .render(
+            f=finding,
+            case=case,
+            check=check,
+            kind=kind,
+            snippet=snippet,
+            tensors=tensors,
+            helper=any(call.startswith("tensor(") for call in tensors.values()),
+            note=source(case.note),
+            broadcast=any(_is_broadcast(spec) for spec in case.tensors.values()),
+            specs=_specs(finding),
+            expected=expected,
+            bounds=bounds if check in ("weights", "nan_policy") else None,
+            bits=_expected_bits(finding) if case.op == "append_shared_experts" and check == "weights" else None,
+            bait=(BAIT_FLOAT, next(iter(BAIT.values())), GUARD_BYTES),
+            device="cuda" if finding.device.startswith("cuda") else "cpu",
+            seconds=SECONDS,
+        )
     )
-    head = _environment().get_template("repro_head.py.j2").render(
-        f=finding, rule=rule(case.op, check), seen=_seen(finding), imports=_imports(body, imports)
+    head = (
+        _environment()
+        .get_template("repro_head.py.j2")
+        .render(f=finding, rule=rule(case.op, check), seen=_seen(finding), imports=_imports(body, imports))
     )
     return head + body
 
 
 def render_markdown(finding: Finding, expected: Mapping[str, Any]) -> str:
     """Return the text of ``finding.md``."""
-    return _environment().get_template("finding.md.j2").render(
-        f=finding,
-        check=finding.violation.check,
-        rule=rule(finding.case.op, finding.violation.check),
-        severity=SEVERITY[finding.violation.check],
-        expected=expected,
+    return (
+        _environment()
+        .get_template("finding.md.j2")
+        .render(
+            f=finding,
+            check=finding.violation.check,
+            rule=rule(finding.case.op, finding.violation.check),
+            severity=SEVERITY[finding.violation.check],
+            expected=expected,
+        )
     )
 
 
@@ -113,7 +123,7 @@ def _seen(finding: Finding) -> str:
 
 
 def tensor_call(spec: TensorSpec, name: str = "") -> str:
-    """Return the source of a tensor: a call of the script's own `tensor`, on several lines where it is long."""
+    """Return the source of a tensor, a call of the script's own `tensor`; on several lines where it is long."""
     dtype = f"torch.{spec.dtype}"
     if not math.prod(spec.shape):
         return f"torch.empty({tuple(spec.shape)!r}, dtype={dtype}, device=DEVICE)"
@@ -152,10 +162,12 @@ def _expected_bits(finding: Finding) -> list[Any]:
 
 
 def _loader(finding: Finding) -> tuple[list[str], str]:
-    """Return imports and statements that load a subject which has no snippet: from the user's file, or by name."""
+    """Return imports and statements that load a subject without a snippet: from its file, or by name."""
     name = finding.subject.source or finding.subject.name
     where = "the file that declares it" if finding.subject.source else "moeproof, which it is part of"
-    return ["from moeproof.verify.subject import find"], f'# The subject comes from {where}.\nrun = find(["{name}"])[0].load()'
+    return [
+        "from moeproof.verify.subject import find"
+    ], f'# The subject comes from {where}.\nrun = find(["{name}"])[0].load()'
 
 
 def _split(snippet: str) -> tuple[list[str], str]:
@@ -176,8 +188,9 @@ def _split(snippet: str) -> tuple[list[str], str]:
 def _imports(body: str, further: list[str]) -> str:
     """Return the import block that a script's body needs."""
     needed = {"import torch", *further}
-    needed |= {f"import {m}" for m in ("math", "subprocess", "sys") if re.search(rf"\b{m}\.", body)}
-    if names := [n for n in ("inf", "nan") if re.search(rf"(?<![\w.\"']){n}\b(?![\"'])", body)]:
+    used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+    needed |= {f"import {module}" for module in ("math", "subprocess", "sys") if module in used}
+    if names := sorted(used & {"inf", "nan"}):
         needed.add(f"from math import {', '.join(names)}")
     local = {line for line in needed if line.startswith("from moeproof")}
     foreign = {line for line in needed if re.match(r"(import|from) (torch|numpy|triton|cuda)", line)}

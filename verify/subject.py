@@ -249,4 +249,4 @@ def _split_file(pattern: str) -> tuple[str, str] | None:
     """Split ``FILE.py:NAME`` (NAME is ``*`` if not given); None if no file is meant."""
     splits = [(pattern[: m.end()], pattern[m.end() + 1 :] or "*") for m in re.finditer(r"\.py(?=:|$)", pattern)]
     existing = [split for split in splits if Path(split[0]).is_file()]
-    return (existing or splits or [None])[0]
+    return next(iter(existing or splits), None)

@@ -46,9 +46,7 @@ class ParityError(AssertionError):
     def __init__(self, finding: Finding, folder: Path) -> None:
         self.finding = finding
         self.folder = folder
-        super().__init__(
-            f"{finding.title}\n{finding.violation.message}\nrun it alone: python {folder / 'repro.py'}"
-        )
+        super().__init__(f"{finding.title}\n{finding.violation.message}\nrun it alone: python {folder / 'repro.py'}")
 
 
 FAILURES: dict[str, type[ParityError]] = {
@@ -170,9 +168,7 @@ def _generated(
     target = executor.subject
     limit = max_elements or ELEMENTS[pick_device(target).type]
     refusal = part == "outside"
-    strategy = (
-        beyond(target.domain) if refusal else inside(target.op, target.domain, max_elements=limit, preset=preset)
-    )
+    strategy = beyond(target.domain) if refusal else inside(target.op, target.domain, max_elements=limit, preset=preset)
     count = examples or EXAMPLES.get(settings.get_current_profile_name(), settings().max_examples)
     failures: dict[str, ParityError] = {}
     ran = 0

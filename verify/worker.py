@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Have this process killed when its parent ends, however that ends and whatever this process is stuck in."""
+    """Have this process killed when its parent ends, whatever this process is stuck in."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -61,8 +61,7 @@ def judge_gate(args: Mapping[str, Any], outputs: Tensors, rules: GateRules) -> F
     Failures
         Masks ``[T]`` by check; a row fails at most one of them.
     """
-    names = GateParams.__dataclass_fields__
-    params = GateParams(**{k: v for k, v in args.items() if k in names})
+    params = GateParams.of(args)
     logits = args["logits"]
     step = max(1, CHUNK // max(1, logits.shape[1]))
     parts = [

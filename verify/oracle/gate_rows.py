@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from typing import Any
 
 import torch
 
@@ -42,6 +45,11 @@ class GateParams:
     routed_scaling_factor: float = 1.0
     apply_routed_scaling_factor_on_output: bool = False
     num_fused_shared_experts: int = 0
+
+    @classmethod
+    def of(cls, args: Mapping[str, Any]) -> GateParams:
+        """Return the plain ones among some arguments by name."""
+        return cls(**{name: value for name, value in args.items() if name in cls.__dataclass_fields__})
 
     @property
     def routed(self) -> int:

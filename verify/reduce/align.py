@@ -73,9 +73,7 @@ def _fewer_ids(case: Case) -> Iterator[Case]:
         flat = tuple((v,) for row in full for v in row)
         yield case.but(topk_ids=TensorSpec(spec.dtype, (len(flat), 1), rows=flat))
         for place in range(topk):
-            yield case.but(
-                topk_ids=take_columns(spec, [p for p in range(topk) if p != place])
-            )
+            yield case.but(topk_ids=take_columns(spec, [p for p in range(topk) if p != place]))
     length = rows
     while length >= 1:
         for start in range(0, rows, length):

@@ -28,7 +28,9 @@ def candidates(case: Case, violation: Violation, probe: Probe) -> Iterator[Case]
     for count in dict.fromkeys((1, places - 1)):
         if 0 < count < places:
             smaller = case.but(num_fused_shared_experts=count)
-            yield smaller.but(shared_weights=take_columns(shared, range(count))) if len(shared.shape) == 2 else smaller
+            yield (
+                smaller.but(shared_weights=take_columns(shared, range(count))) if len(shared.shape) == 2 else smaller
+            )
     experts = int(case.params["num_experts"])
     for count in (1, 8, 64, experts // 2):
         if 0 < count < experts:

@@ -14,6 +14,8 @@ from .cost import OPTIONAL, PLAIN
 from .literal import spelled_case, take_columns, tokens
 from .probe import Probe
 
+JOINT = 32
+"""Largest E at which experts and places are left out together."""
 BATCHED = ("selection", "tie_order", "nan_policy", "weights", "ids_invalid", "unwritten")
 """Checks that name the failing rows, so that many contents can be tried in one launch."""
 
@@ -40,6 +42,7 @@ def _plain_flags(case: Case) -> Iterator[Case]:
         if name == "num_fused_shared_experts":
             shared, topk = int(case.params[name]), int(case.params["topk"])
             yield _drop_shared(case, shared).but(topk=topk - shared)
+            yield _drop_shared(case, shared)
             if shared > 1:
                 yield _drop_shared(case, shared - 1).but(topk=topk - shared + 1)
         elif name == "num_expert_group":
@@ -80,6 +83,10 @@ def _fewer_experts(case: Case, probe: Probe) -> Iterator[Case]:
     for part in _parts(size):
         places = [j for j in range(size) if j not in part]
         yield _keep(case, [g * size + j for g in range(groups) for j in places], groups)
+        fewer = int(case.params["topk"]) - groups * len(part)
+        if experts <= JOINT and fewer > int(case.params.get("num_fused_shared_experts", 0)):
+            # What fails only if k stands in a fixed relation to E shrinks with both at once.
+            yield _keep(case, [g * size + j for g in range(groups) for j in places], groups).but(topk=fewer)
 
 
 def _parts(count: int) -> Iterator[range]:
