@@ -58,7 +58,9 @@ def main() -> None:
     results = [measure(name, options.seconds, 0) for name in subjects]
     print(f"device: {device}, torch {torch.__version__}")
     for r in results:
-        print(f"{r['subject']:28} {r['cases_per_s']:8.1f} cases/s {r['rows_per_s']:10d} rows/s  findings {r['findings']}")
+        print(
+            f"{r['subject']:28} {r['cases_per_s']:8.1f} cases/s {r['rows_per_s']:10d} rows/s  findings {r['findings']}"
+        )
     if options.out is not None:
         options.out.write_text(json.dumps({"device": device, "results": results}, indent=2) + "\n", encoding="utf-8")
 

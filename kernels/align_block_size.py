@@ -162,9 +162,7 @@ def check_arguments(
         raise ValueError(f"topk_ids has {numel} ids; allowed: up to {validate.INT32_MAX}")
     places = numel + min(numel, num_experts) * (block_size - 1)
     if places > validate.INT32_MAX:
-        raise ValueError(
-            f"block_size is {block_size}, giving {places} places; allowed: up to {validate.INT32_MAX}"
-        )
+        raise ValueError(f"block_size is {block_size}, giving {places} places; allowed: up to {validate.INT32_MAX}")
     if expert_map is not None:
         validate.tensor("expert_map", expert_map, 1, (torch.int32,))
         validate.shape("expert_map", expert_map, (num_experts,), "one id an expert")

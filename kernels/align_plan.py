@@ -83,3 +83,13 @@ def plan(numel: int, num_experts: int, block_size: int) -> AlignPlan:
     place = f"place_ids<{buckets}, {warps}, {chunks}, {1 if fused else 2}>"
     variant = "fused" if fused else "scanned"
     return AlignPlan(variant, buckets, tiles, length, grid, place, f"tile_histogram<{buckets}>")
+
+
+def instantiations() -> list[str]:
+    """Return the names of everything that `plan` can choose, and of the kernel between its launches."""
+    names = ["scan_tiles"]
+    for buckets, (warps, chunks) in BUCKETS.items():
+        modes = (0, 1, 2) if buckets <= FUSED_BUCKETS else (0, 2)
+        names += [f"place_ids<{buckets}, {warps}, {chunks}, {mode}>" for mode in modes]
+        names.append(f"tile_histogram<{buckets}>")
+    return names

@@ -11,7 +11,7 @@ from . import validate
 from .gate_plan import SCORINGS, GatePlan, plan
 from .launcher import Kernel, Params, load_kernel, sm_count
 
-_params = Params(6, "5q8i2f")  # GateParams of fused_gate.cu
+_params = Params(6, "5q10i2f")  # GateParams of gate_row.cuh
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MAX_PREPARED = 4096
@@ -230,9 +230,7 @@ def check_arguments(
     validate.integer("num_fused_shared_experts", num_fused_shared_experts, 0, topk - 1)
     routed = topk - num_fused_shared_experts
     if routed > experts:
-        raise ValueError(
-            f"topk is {topk} with {num_fused_shared_experts} shared; allowed: {experts} routed places"
-        )
+        raise ValueError(f"topk is {topk} with {num_fused_shared_experts} shared; allowed: {experts} routed places")
     validate.choice("scoring", scoring, tuple(SCORINGS))
     validate.integer("num_expert_group", num_expert_group, 1, experts)
     if experts % num_expert_group:
@@ -304,10 +302,12 @@ def _prepare(
         _DTYPE_CODES[logits.dtype],
         0 if bias is None else _DTYPE_CODES[bias.dtype],
         int(renormalize),
+        SCORINGS[scoring],
+        int(bias is not None or groups > 1),
         factor if on_output else 1.0,
         1.0 if on_output else 1.0 / factor,
     )
-    kernel = load_kernel("fused_gate.cu", chosen.name, index)
+    kernel = load_kernel(chosen.file, chosen.name, index)
     return _Prepared((tokens, topk), logits.device, chosen, kernel, constants)
 
 

@@ -6,7 +6,7 @@
 #pragma once
 
 enum Scoring { SIGMOID = 0, SOFTMAX = 1, SQRTSOFTPLUS = 2 };
-enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, STRIDED = 3 };  // STRIDED: dtype and strides known at run time
+enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 // A key ranks by *cost* = -c, so that the smallest signed integer is the best expert and NaN comes last of all.
 constexpr int WORST = 0x7fffffff;    // cost NaN; also what lanes without an expert hold
@@ -84,7 +84,7 @@ __device__ __forceinline__ float sigmoid(float x) {
   return __fmul_rn(reciprocal_approx(__fadd_rn(e, TWO_POW_M64)), TWO_POW_M64);
 }
 
-__device__ __forceinline__ float sqrt_softplus(float x) {
+__device__ __noinline__ float sqrt_softplus(float x) {
   const float a = clamp_keeping_nan(fabsf(x), 0.f, 110.f);
   if (x < -17.f) {  // log(1 + exp(x)) = exp(x) to 2^-25, so the root is exp(x/2), far past where exp(x) underflows
     const float y = __fmul_rn(clamp_keeping_nan(x, -220.f, 0.f), 0.5f);
@@ -95,10 +95,9 @@ __device__ __forceinline__ float sqrt_softplus(float x) {
 }
 
 // Score of a logit. `peak` (row maximum) and `scale` (1 / row sum) serve softmax only.
-template <int SCORING>
-__device__ __forceinline__ float score(float x, float peak, float scale) {
-  if (SCORING == SIGMOID) return sigmoid(x);
-  if (SCORING == SQRTSOFTPLUS) return sqrt_softplus(x);
+__device__ __forceinline__ float score(int scoring, float x, float peak, float scale) {
+  if (scoring == SIGMOID) return sigmoid(x);
+  if (scoring == SQRTSOFTPLUS) return sqrt_softplus(x);
   const float e = exp_biased<64>(clamp_keeping_nan(__fsub_rn(x, peak), -110.f, 0.f));
   return __fmul_rn(__fmul_rn(e, scale), TWO_POW_M64);
 }
@@ -116,9 +115,8 @@ __device__ __forceinline__ int order_key(float cost) {
 __device__ __forceinline__ float key_to_cost(int key) { return __int_as_float(key ^ ((key >> 31) & 0x7fffffff)); }
 
 // `negated` is 0 - bias, computed as such: +0 for both zeros, so that the cost is never -0.
-template <int SCORING, bool BIAS>
-__device__ __forceinline__ int rank_key(float x, float s, float negated) {
-  if (BIAS) return order_key(__fsub_rn(negated, s));
-  if (SCORING == SOFTMAX && s != s) return WORST;  // one NaN or +inf makes the whole row NaN
+__device__ __forceinline__ int rank_key(int scoring, bool scored, float x, float s, float negated) {
+  if (scored) return order_key(__fsub_rn(negated, s));
+  if (scoring == SOFTMAX && s != s) return WORST;  // one NaN or +inf makes the whole row NaN
   return order_key(__fsub_rn(0.f, x));             // scores grow with their logits, so the logit ranks as well
 }

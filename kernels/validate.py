@@ -96,9 +96,7 @@ def outputs(
 ) -> None:
     """Check ``out=``: contiguous tensors of exactly these shapes and dtypes, on the device of `owner`."""
     if not isinstance(out, tuple | list) or len(out) != len(names):
-        raise TypeError(
-            f"out is {type(out).__name__}; allowed: a tuple of {len(names)} tensors: {', '.join(names)}"
-        )
+        raise TypeError(f"out is {type(out).__name__}; allowed: a tuple of {len(names)} tensors: {', '.join(names)}")
     for i, (name, wanted, dtype) in enumerate(zip(names, shapes, dtypes, strict=True)):
         label = f"out[{i}] ({name})"
         tensor(label, out[i], len(wanted), (dtype,))
@@ -106,9 +104,7 @@ def outputs(
         if not out[i].is_contiguous():
             raise ValueError(f"{label} has strides {out[i].stride()}; allowed: a contiguous tensor")
         if out[i].device != owner.device:
-            raise ValueError(
-                f"{label} is on {out[i].device}; allowed: {owner.device}, the device of the inputs"
-            )
+            raise ValueError(f"{label} is on {out[i].device}; allowed: {owner.device}, the device of the inputs")
 
 
 def on_cuda(name: str, value: torch.Tensor) -> None:

@@ -69,9 +69,7 @@ def allowed_text(allowed: Collection[Any]) -> str:
 # Checks are generators: the first reason ends them, so a later line may rely on what earlier ones checked.
 
 
-def _known(
-    case: Case, params: Collection[str], tensors: Collection[str], optional: Collection[str]
-) -> Iterator[str]:
+def _known(case: Case, params: Collection[str], tensors: Collection[str], optional: Collection[str]) -> Iterator[str]:
     for name in tensors:
         if name not in case.tensors:
             yield f"{name} is missing; allowed: a tensor"
@@ -90,9 +88,7 @@ def _one_of(name: str, value: Any, allowed: Collection[Any]) -> Iterator[str]:
         yield f"{name} is {value!r}; allowed: {allowed_text(allowed)}"
 
 
-def _tensor(
-    name: str, spec: TensorSpec, dtypes: Collection[str], dims: int, layouts: Sequence[str]
-) -> Iterator[str]:
+def _tensor(name: str, spec: TensorSpec, dtypes: Collection[str], dims: int, layouts: Sequence[str]) -> Iterator[str]:
     if spec.dtype not in dtypes:
         yield f"{name}.dtype is {spec.dtype}; allowed: {allowed_text(dtypes)}"
     if len(spec.shape) != dims:

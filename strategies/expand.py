@@ -36,9 +36,7 @@ CHUNK, CPU_CHUNK = 1 << 23, 1 << 16
 _SOME = (1 << rng.BITS) // 8
 _ALL = 1 << rng.BITS
 # Columns of the table of integers, one row a block.
-_MODE, _SIZE, _UNIT, _TURNS, _SCATTER, _BELL, _MUL, _DIV, _MOD, _EVERY, _CHANCE, _ONE, _QUANTISED, _OFFSET = (
-    range(14)
-)
+_MODE, _SIZE, _UNIT, _TURNS, _SCATTER, _BELL, _MUL, _DIV, _MOD, _EVERY, _CHANCE, _ONE, _QUANTISED, _OFFSET = range(14)
 
 
 def expand(
@@ -203,9 +201,7 @@ class _Plan:
                 self.scatter,
             )
         if FLAT in self.modes:
-            place = (
-                torch.div(rows, self.blocks, rounding_mode="floor").mul_(self.columns).unsqueeze(1) + columns
-            )
+            place = torch.div(rows, self.blocks, rounding_mode="floor").mul_(self.columns).unsqueeze(1) + columns
             scaled = torch.div(place * param(_MUL), param(_DIV), rounding_mode="floor")
             found[FLAT] = scaled % param(_MOD)
         index = found.popitem()[1]
@@ -291,9 +287,7 @@ def _assemble(
         row[10:] = ({"some": _SOME, "all": _ALL}.get(where or "", 0), where == "one", t.quantised, offset)
         offset += len(t.values)
     table = np.concatenate([t.values for t in templates])
-    specials = np.array(
-        [block.get("special", 0) for block in blocks], dtype=np.float64 if floats else np.int64
-    )
+    specials = np.array([block.get("special", 0) for block in blocks], dtype=np.float64 if floats else np.int64)
     jitter = np.empty(0, dtype=np.float32)
     if floats:
         table = clamp_finite(table, dtype).astype(np.float32)
@@ -353,9 +347,7 @@ def _listed(recipe: Mapping[str, Any], count: int) -> np.ndarray:
     """Return the entries of a ``permutation`` or ``slice`` recipe."""
     if recipe["kind"] == "permutation":
         values = rng.host_permutation(recipe["seed"], recipe["size"])
-        lost = rng.host_bits(recipe["seed"] + 1, recipe["size"]) % np.uint64(256) < np.uint64(
-            recipe["minus_one"]
-        )
+        lost = rng.host_bits(recipe["seed"] + 1, recipe["size"]) % np.uint64(256) < np.uint64(recipe["minus_one"])
         return np.where(lost, -1, values)
     start, size = recipe["start"], recipe["count"]
     places = np.arange(max(1, min(count, start + size + 1)), dtype=np.int64) - start

@@ -71,9 +71,7 @@ class Space:
             raise ValueError("domain is empty: topk, shared or tokens allow no value")
         self.topk = Choices(domain.topk, domain.thresholds.get("topk", ()))
         # Fewest routed places that any allowed k and S leave.
-        self.least_routed = min(
-            (k - s for s in domain.shared for k in domain.topk if k > s), default=MAX_EXPERTS
-        )
+        self.least_routed = min((k - s for s in domain.shared for k in domain.topk if k > s), default=MAX_EXPERTS)
         experts = [e for e in domain.experts if e <= max_elements and self.groupings(e)]
         if not experts:
             raise ValueError(
@@ -147,9 +145,7 @@ def _cases(draw: Draw, space: Space, models: tuple[Preset, ...], only_models: bo
     return Case("fused_gate", params, _tensors(draw, domain, count, shape, model))
 
 
-def _tensors(
-    draw: Draw, domain: GateDomain, count: int, shape: Shape, model: Preset | None
-) -> dict[str, TensorSpec]:
+def _tensors(draw: Draw, domain: GateDomain, count: int, shape: Shape, model: Preset | None) -> dict[str, TensorSpec]:
     row = scores.Row(shape.experts, shape.topk - shape.shared, shape.groups, nan=domain.nan, inf=domain.inf)
     dtypes = domain.logits_dtypes
     if domain.bias == "required" and domain.bias_same_dtype:

@@ -130,9 +130,7 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
     for i, edit in enumerate(edits):
         if not isinstance(edit, list | tuple) or len(edit) != 3:
             raise ValueError(f"recipe.edits[{i}] is {edit!r:.80}; allowed: [row, column, value]")
-        for name, value, field in zip(
-            ("row", "column", "value"), edit, (_INDEX, _INDEX, special), strict=True
-        ):
+        for name, value, field in zip(("row", "column", "value"), edit, (_INDEX, _INDEX, special), strict=True):
             _check_value(f"recipe.edits[{i}].{name}", value, field)
 
 
@@ -154,9 +152,7 @@ def _check_fields(path: str, data: Mapping[str, Any], expected: Mapping[str, Fie
     if missing := expected.keys() - data.keys():
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
     if unknown := data.keys() - expected.keys():
-        raise ValueError(
-            f"{path} has {', '.join(sorted(map(repr, unknown)))}; allowed: {', '.join(expected)}"
-        )
+        raise ValueError(f"{path} has {', '.join(sorted(map(repr, unknown)))}; allowed: {', '.join(expected)}")
     for name, field in expected.items():
         if field is not None:
             _check_value(f"{path}.{name}", data[name], field)

@@ -192,9 +192,7 @@ def edits(draw: Draw, rows: int, width: int, values: Sequence[float]) -> list[li
     if not rows or not width:
         return []
     count = max(0, integer(draw, 0, 5) - 3)
-    return [
-        [integer(draw, 0, rows - 1), integer(draw, 0, width - 1), pick(draw, values)] for _ in range(count)
-    ]
+    return [[integer(draw, 0, rows - 1), integer(draw, 0, width - 1), pick(draw, values)] for _ in range(count)]
 
 
 def logits(draw: Draw, rows: int, row: Row, most: int = 3) -> dict[str, Any]:

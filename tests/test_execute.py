@@ -82,9 +82,8 @@ def test_one_changed_guard_byte_is_seen(at: int) -> None:
         ZONE - 1: "1 bytes before its start",
         ZONE + 24: "0 bytes past its end",
     }
-    assert (
-        f"a (24 bytes): 1 bytes outside it were written, the first {side.get(at, '4095 bytes past its end')}"
-        == (carved.first_hit())
+    assert f"a (24 bytes): 1 bytes outside it were written, the first {side.get(at, '4095 bytes past its end')}" == (
+        carved.first_hit()
     )
 
 
@@ -186,9 +185,7 @@ def test_outputs_of_another_shape_or_none() -> None:
     def wide(args: Args, outputs: Outputs) -> Outputs:
         return {"indices": outputs["indices"].long(), "weights": outputs["weights"]}
 
-    assert only(runner(wide).run(GATE)).startswith(
-        "ids_invalid: output indices is (3, 2) torch.int64, expected (3, 2)"
-    )
+    assert only(runner(wide).run(GATE)).startswith("ids_invalid: output indices is (3, 2) torch.int64, expected (3, 2)")
 
     def missing(args: Args, outputs: Outputs) -> Outputs:
         return {"indices": outputs["indices"]}

@@ -80,9 +80,7 @@ def test_contents(tokens: int, topk: int, experts: int) -> None:
 @pytest.mark.parametrize("tokens", [64, 8192])
 def test_layouts_and_map(tokens: int) -> None:
     wide = random_ids(tokens, 11, -1, 256).int()
-    mapping = (
-        (torch.randperm(256, generator=torch.Generator().manual_seed(1)) - 100).clamp(min=-1).int().to(DEVICE)
-    )
+    mapping = (torch.randperm(256, generator=torch.Generator().manual_seed(1)) - 100).clamp(min=-1).int().to(DEVICE)
     for ids in (
         wide[:, 2:10],
         wide.t().contiguous().t(),

@@ -12,6 +12,7 @@ import torch
 from moeproof.kernels import append_shared_experts as module
 
 pytest.importorskip("triton")
+POINTERS = ("topk_ids", "topk_weight_bits", "shared_weights", "ids", "weight_bits", "num_valid_rows")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -101,6 +102,27 @@ def test_no_tokens() -> None:
         torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2), torch.zeros(0), 8, 3
     )
     assert ids.shape == weights.shape == (0, 5)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(("topk", "count"), [(1, 1), (8, 1), (15, 1), (16, 1), (16, 3), (20, 16), (33, 17)])
+def test_any_number_of_places(topk: int, count: int) -> None:
+    ids = torch.arange(5 * topk, dtype=torch.int32).reshape(5, topk)
+    weights, shared = torch.rand(5, topk), torch.rand(5, count)
+    got = module.append_shared_experts(ids, weights, shared, 700, count)
+    for have, want in zip(got, expected(ids, weights, shared, 700, count, 5), strict=True):
+        assert torch.equal(have, want)
+
+
+def test_one_variant_for_each_combination_of_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value or an alignment that the kernel were specialized on would compile it anew for many a shape."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reload_kernel()
+    kernel: Any = importlib.import_module("moeproof.kernels.append_kernel").append_rows
+    for parameter in kernel.params:
+        pointer = parameter.name in POINTERS
+        assert parameter.is_constexpr or parameter.do_not_specialize
+        assert parameter.is_constexpr or pointer or parameter.annotation_type == "i64"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

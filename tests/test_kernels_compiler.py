@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from moeproof.kernels import align_block_size, align_plan, compiler, fused_gate, gate_plan
+from moeproof.kernels import align_block_size, compiler, fused_gate, prebuild
 
 KERNEL = "template <int N> __global__ void scale(float* x) { x[threadIdx.x] *= N; }"
+SAMPLE = [
+    ("fused_gate.cu", "fused_gate<0, 0, true, true, 8, false>"),
+    ("fused_gate_generic.cu", "fused_gate_generic<8, true>"),
+    ("align_block_size.cu", "place_ids<512, 16, 4, 1>"),
+]
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
 
@@ -119,8 +124,12 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_sources_need_no_include_path() -> None:
-    for name in ("fused_gate.cu", "align_block_size.cu"):
+    for name in {file for file, _ in prebuild.reachable()}:
         assert "#include" not in compiler.load_source(name)
+
+
+def test_sample_is_reachable() -> None:
+    assert set(SAMPLE) <= set(prebuild.reachable())
 
 
 @pytest.fixture
@@ -133,13 +142,36 @@ def nvrtc() -> None:
 
 @pytest.mark.usefixtures("nvrtc")
 @pytest.mark.parametrize("arch", ARCHS)
-def test_main_kernels_compile_for(arch: str) -> None:
-    gate = gate_plan.plan(65536, 256, biased=True).name
-    align = align_plan.plan(65536, 256, 64).place
-    for file, name in (("fused_gate.cu", gate), ("align_block_size.cu", align)):
+def test_kernels_compile_for(arch: str) -> None:
+    for file, name in SAMPLE:
         cubin = compiler._compile(compiler.load_source(file), (name,), arch)
         assert cubin.code.startswith(b"\x7fELF")
         assert cubin.symbols[name].encode() in cubin.code
+
+
+@pytest.mark.usefixtures("nvrtc")
+def test_prebuilt_kernels_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MOEPROOF_CACHE_DIR", str(tmp_path))
+    assert prebuild.prebuild("sm_90", jobs=1, wanted=SAMPLE[:1]) == 1
+    monkeypatch.setattr(compiler, "_compile", None)
+    file, name = SAMPLE[0]
+    assert compiler.compile_cubin(compiler.load_source(file), (name,), "sm_90").symbols.keys() == {name}
+
+
+def test_prebuild_command_reports_what_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(arch: str, *, jobs: int | None) -> int:
+        if arch == "sm_1":
+            raise compiler.CompileError("no such architecture")
+        return 7
+
+    monkeypatch.setattr(prebuild, "prebuild", refuse)
+    assert prebuild.main(["sm_90"]) == 0
+    assert prebuild.main(["sm_90", "sm_1"]) == 1
+    output = capsys.readouterr()
+    assert output.out == "sm_90: 7 kernels\n" * 2
+    assert output.err == "no such architecture\n"
 
 
 @pytest.mark.usefixtures("nvrtc")
@@ -147,6 +179,7 @@ def test_main_kernels_compile_for(arch: str) -> None:
     ("file", "struct_name", "size"),
     [
         ("fused_gate.cu", "GateParams", fused_gate._params.size),
+        ("fused_gate_generic.cu", "GateParams", fused_gate._params.size),
         ("align_block_size.cu", "AlignParams", align_block_size._params.size),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from moeproof.kernels import launcher
 from moeproof.kernels.fused_gate import fused_gate
 from moeproof.kernels.gate_plan import EXPERTS_PER_LANE, plan
 
@@ -99,9 +100,7 @@ def check(logits: torch.Tensor, bias: torch.Tensor | None = None, **options: Any
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])
-@pytest.mark.parametrize(
-    "experts", [32 * n - d for n in EXPERTS_PER_LANE for d in (0, 1)] + [1, 1025, 2049, 4096]
-)
+@pytest.mark.parametrize("experts", [32 * n - d for n in EXPERTS_PER_LANE for d in (0, 1)] + [1, 1025, 2049, 4096])
 def test_every_size_class(tokens: int, experts: int) -> None:
     check(spread(tokens, experts), biases(experts), topk=min(8, experts))
 
@@ -117,9 +116,7 @@ def test_dtypes_and_scorings(experts: int, dtype: torch.dtype, scoring: str) -> 
         check(spread(FEW, experts, dtype), bias, topk=6, scoring=scoring)
 
 
-@pytest.mark.parametrize(
-    ("experts", "topk"), [(32, 32), (256, 1), (256, 20), (256, 21), (256, 32), (4096, 32)]
-)
+@pytest.mark.parametrize(("experts", "topk"), [(32, 32), (256, 1), (256, 20), (256, 21), (256, 32), (4096, 32)])
 @pytest.mark.parametrize("tokens", [FEW, MANY])
 def test_places(experts: int, topk: int, tokens: int) -> None:
     check(spread(tokens, experts), None, topk=topk)
@@ -131,10 +128,12 @@ def test_places(experts: int, topk: int, tokens: int) -> None:
     [
         (256, 8, 4, "lanes"),
         (160, 8, 3, "lanes"),
-        (32, 32, 9, "lanes"),
-        (96, 2, 1, "staged"),
-        (384, 6, 2, "staged"),
+        (32, 32, 9, "staged"),
+        (96, 2, 1, "lanes"),
+        (384, 6, 2, "lanes"),
+        (320, 4, 2, "lanes"),
         (60, 20, 7, "staged"),
+        (99, 3, 2, "staged"),
         (64, 64, 40, "staged"),
         (1024, 8, 2, "lanes"),
         (2000, 8, 2, "staged"),
@@ -233,6 +232,18 @@ def test_nan_and_infinities(experts: int, tokens: int) -> None:
     assert (weights == 0).all()
 
 
+@pytest.mark.parametrize(("experts", "groups"), [(160, 8), (96, 6), (384, 3)])
+def test_lanes_without_experts_never_win(experts: int, groups: int) -> None:
+    """Where NaN experts have to be picked, idle places of earlier groups' lanes hold the same key."""
+    for topk in (8, 32):
+        logits = torch.full((2, experts), math.nan, device=DEVICE)
+        logits[1, -3:] = torch.tensor([1.0, 2.0, 3.0])
+        _, ids = fused_gate(logits, topk=topk, num_expert_group=groups, topk_group=groups)
+        assert ids[0].tolist() == list(range(topk))
+        best = [experts - 1, experts - 2, experts - 3]
+        assert ids[1].tolist() == best + list(range(topk - 3))
+
+
 def test_zeros_of_both_signs_tie() -> None:
     logits = torch.tensor([0.0, -0.0], device=DEVICE).repeat(3, 128)
     for bias in (None, torch.tensor([-0.0, 0.0, 0.0, -0.0], device=DEVICE).repeat(64)):
@@ -242,9 +253,7 @@ def test_zeros_of_both_signs_tie() -> None:
 @pytest.mark.parametrize("experts", [24, 64])
 def test_dropped_groups_rank_as_minus_infinity(experts: int) -> None:
     logits = torch.zeros(1, experts, device=DEVICE)
-    logits[0, 8:16] = (
-        math.nan
-    )  # the kept group has two numbers and six NaN, which rank below what was dropped
+    logits[0, 8:16] = math.nan  # the kept group has two numbers and six NaN, which rank below what was dropped
     logits[0, 8:10] = torch.tensor([3.0, 2.0])
     weights, ids = fused_gate(logits, topk=4, num_expert_group=experts // 8, topk_group=1, renormalize=False)
     assert ids.tolist() == [[8, 9, 0, 1]]
@@ -287,9 +296,8 @@ def test_graph_replay_reads_changed_inputs(experts: int) -> None:
 
 
 def test_first_call_may_be_captured() -> None:
-    logits = spread(
-        3, 61
-    )  # an instantiation that no other test launches: 2 a lane, unbiased, from a column slice
+    launcher._kernel.cache_clear()
+    logits = spread(3, 61)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         _, ids = fused_gate(logits, topk=3, scoring="sqrtsoftplus")

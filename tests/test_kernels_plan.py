@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from moeproof.kernels import align_plan, gate_plan
+from moeproof.kernels import align_plan, gate_plan, validate
 from moeproof.kernels.align_block_size import capacity
 from moeproof.kernels.compiler import load_source
 
@@ -40,34 +40,51 @@ CASES = [
         "experts": experts,
         "dtype": dtype,
         "scoring": scoring,
+        "biased": biased,
         "groups": groups,
         "unit_stride": unit,
+        "alignment": alignment,
     }
-    for tokens in (1, 264, 265, 65536)
     for experts in EXPERTS
-    for dtype in ("float32", "bfloat16")
-    for scoring in ("sigmoid", "sqrtsoftplus")
-    for groups in {1, *(g for g in (2, 8, experts) if experts % g == 0)}
-    for unit in (True, False)
+    for groups in {1, *(g for g in (2, 3, 8, 32, 64, experts) if experts % g == 0)}
+    for tokens in (1, 264, 265, 65536)
+    for dtype in gate_plan.DTYPES
+    for scoring in gate_plan.SCORINGS
+    for biased in (True, False)
+    for unit, alignment in ((True, 2), (True, 4), (True, 8), (True, 16), (False, 16))
 ]
 
 
 def test_gate_plans_hold_what_the_kernel_assumes() -> None:
     for case in CASES:
-        for alignment in (2, 4, 8, 16):
-            chosen = gate_plan.plan(**case, alignment=alignment)
-            assert chosen == gate_plan.plan(**case, alignment=alignment)
-            held = 32 * chosen.experts_per_lane * chosen.warps
-            assert held >= case["experts"], case
-            assert chosen.block == 32 * chosen.warps * chosen.teams <= 1024
-            assert chosen.warps == 1 or chosen.teams == 1
-            assert 1 <= chosen.grid <= max(1, case["tokens"])
-            if chosen.vector > 1:
-                itemsize = 4 if case["dtype"] == "float32" else 2
-                assert case["unit_stride"]
-                assert chosen.vector * itemsize <= alignment
-                assert case["experts"] % chosen.vector == 0
-                assert chosen.experts_per_lane % chosen.vector == 0
+        chosen = gate_plan.plan(**case)
+        held = 32 * chosen.experts_per_lane * chosen.warps
+        assert held >= case["experts"], case
+        assert chosen.block == 32 * chosen.warps * chosen.teams <= 1024
+        assert chosen.warps == 1 or chosen.teams == 1
+        assert chosen.teams <= gate_plan.TEAMS
+        assert chosen.variant == "warp" or held < 4096 + 32 * chosen.experts_per_lane
+        assert 1 <= chosen.grid <= max(1, case["tokens"])
+        if chosen.file == gate_plan.FILE:
+            itemsize = 4 if case["dtype"] == "float32" else 2
+            assert case["unit_stride"]
+            assert case["scoring"] != "sqrtsoftplus"
+            assert chosen.vector * itemsize <= case["alignment"]
+            assert case["experts"] // case["groups"] % chosen.vector == 0
+            assert chosen.experts_per_lane % chosen.vector == 0
+
+
+def test_instantiations_are_few_and_all_that_plans_choose() -> None:
+    chosen = {(p.file, p.name) for p in (gate_plan.plan(**case) for case in CASES)}
+    assert chosen == set(gate_plan.instantiations())
+    assert len(gate_plan.instantiations()) == len(chosen) <= 120
+
+
+def test_align_instantiations_are_few_and_all_that_plans_choose() -> None:
+    plans = [align_plan.plan(n, e, 16) for n in (64, 65536, 2**23) for e in (8, 1024, 2048, 4096)]
+    plans += [align_plan.plan(2**25, e, 16) for e in (8, 512, 1024)]
+    chosen = {name for p in plans for name in (p.place, p.histogram) if name} | {"scan_tiles"}
+    assert chosen == set(align_plan.instantiations())
 
 
 def test_lane_groups_are_whole_lanes_of_one_warp() -> None:
@@ -77,26 +94,28 @@ def test_lane_groups_are_whole_lanes_of_one_warp() -> None:
         assert (chosen.grouping == "none") == (case["groups"] == 1)
         if chosen.grouping == "lanes":
             seen += 1
-            lanes, rest = divmod(case["experts"] // case["groups"], chosen.experts_per_lane)
-            assert rest == 0
-            assert lanes.bit_count() == 1
+            lanes = 32 >> (case["groups"] - 1).bit_length()
+            assert lanes * chosen.experts_per_lane >= case["experts"] // case["groups"]
             assert chosen.variant == "warp"
     assert seen
 
 
-def test_deepseek_groups_take_the_fast_path() -> None:
-    for experts in (160, 256, 384):
-        assert gate_plan.plan(1, experts, groups=8).grouping == "lanes"
+@pytest.mark.parametrize("dtype", gate_plan.DTYPES)
+@pytest.mark.parametrize("tokens", [1, 65536])
+def test_common_models_take_the_fast_path(dtype: str, tokens: int) -> None:
+    for experts, groups in ((64, 1), (128, 1), (160, 1), (256, 1), (256, 8), (384, 1), (512, 1)):
+        chosen = gate_plan.plan(tokens, experts, dtype=dtype, groups=groups)
+        assert chosen.file == gate_plan.FILE
+        assert chosen.grouping == ("none" if groups == 1 else "lanes")
+    assert gate_plan.plan(tokens, 160, dtype=dtype, groups=8).grouping == "lanes"
 
 
 def test_gate_thresholds_are_where_the_plan_changes() -> None:
     def name(tokens: int, experts: int) -> str:
-        return gate_plan.plan(tokens, experts, alignment=2).name
+        return gate_plan.plan(tokens, experts).name
 
     for experts in gate_plan.THRESHOLDS["experts"]:
-        assert name(1, experts) != name(1, experts + 1) or name(65536, experts) != name(65536, experts + 1), (
-            experts
-        )
+        assert any(name(t, experts) != name(t, experts + 8) for t in (1, 65536)), experts
     changes = [t for t in range(1, 600) if gate_plan.plan(t, 1024) != gate_plan.plan(t + 1, 1024)]
     names = [t for t in range(1, 600) if name(t, 1024) != name(t + 1, 1024)]
     assert changes
@@ -107,6 +126,8 @@ def test_gate_thresholds_are_where_the_plan_changes() -> None:
 def test_numbers_shared_with_the_sources_agree() -> None:
     gate, align = load_source("fused_gate.cu"), load_source("align_block_size.cu")
     assert f"constexpr int FAST_ROUTED = {gate_plan.FAST_ROUTED};" in gate
+    assert f"constexpr int TEAMS = {gate_plan.TEAMS};" in gate
+    assert f"constexpr int MAX_EXPERTS = {validate.MAX_EXPERTS};" in gate
     assert f"constexpr int THREADS = {align_plan.THREADS};" in align
     assert f"__launch_bounds__({align_plan.SCAN_THREADS}) scan_tiles" in align
     assert f"blockIdx.x * {align_plan.SCAN_EXPERTS} + lane" in align

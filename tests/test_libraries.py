@@ -22,9 +22,7 @@ from moeproof.verify.libraries import ADAPTERS, adapter, locate
 from moeproof.verify.subject import Subject, Unavailable, all_subjects
 
 SUBJECTS = [
-    subject
-    for name in ADAPTERS
-    for subject in importlib.import_module(f"moeproof.verify.libraries.{name}").subjects()
+    subject for name in ADAPTERS for subject in importlib.import_module(f"moeproof.verify.libraries.{name}").subjects()
 ]
 each = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
 CASES = {
@@ -67,9 +65,7 @@ def test_the_subjects_are_registered_under_names_of_their_own() -> None:
 @each
 def test_without_the_library_loading_says_what_to_install(subject: Subject, nothing_installed: None) -> None:
     library = LIBRARY[subject.name.partition(":")[0]]
-    with pytest.raises(
-        Unavailable, match=f"{library}.*pip install {library}=={locate.LIBRARIES[library].pin}"
-    ):
+    with pytest.raises(Unavailable, match=f"{library}.*pip install {library}=={locate.LIBRARIES[library].pin}"):
         subject.load()
 
 
@@ -86,19 +82,13 @@ def test_report_without_libraries(nothing_installed: None) -> None:
     assert all((r.version, r.where) == ("", "") and r.missing.startswith("pip install") for r in reports)
 
 
-def test_report_of_a_folder_that_does_not_exist(
-    nothing_installed: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_of_a_folder_that_does_not_exist(nothing_installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(locate.ENVIRONMENT, "/no/such/folder")
     for found in locate.report():
-        assert found.missing.startswith(
-            "MOEPROOF_LIBRARIES is '/no/such/folder'; allowed: an existing folder"
-        )
+        assert found.missing.startswith("MOEPROOF_LIBRARIES is '/no/such/folder'; allowed: an existing folder")
 
 
-def test_report_of_an_empty_folder(
-    nothing_installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_report_of_an_empty_folder(nothing_installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path))
     for found in locate.report():
         assert found.where == ""
@@ -147,9 +137,7 @@ def test_the_loader_runs_the_snippet(monkeypatch: pytest.MonkeyPatch, bare_files
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     call = adapter.loader("vllm:x", ("vllm",), "def run(args, outputs):\n    return {'ids': args}\n")()
     assert call({"a": 1}, {}) == {"ids": {"a": 1}}
-    with pytest.raises(
-        Unavailable, match=r"vllm bare files, expected 0\.33\.0 can't be loaded .*undefined symbol"
-    ):
+    with pytest.raises(Unavailable, match=r"vllm bare files, expected 0\.33\.0 can't be loaded .*undefined symbol"):
         adapter.loader("vllm:x", ("vllm",), "raise OSError('undefined symbol')")()
 
 
@@ -273,9 +261,7 @@ def test_gate_calls_fit_the_released_schemas(name: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("on_output", [False, True])
 @pytest.mark.parametrize("name", ["grouped_topk", "topk_sigmoid", "topk_softplus_sqrt"])
-def test_vllm_gets_the_factor_for_the_output_only(
-    name: str, on_output: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vllm_gets_the_factor_for_the_output_only(name: str, on_output: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     (subject,) = (s for s in SUBJECTS if s.name == f"vllm:fused_gate@{name}")
     flag = {"routed_scaling_factor": 2.5, "apply_routed_scaling_factor_on_output": on_output}
     outputs = {"weights": torch.zeros(1, 2), "indices": torch.zeros(1, 2, dtype=torch.int32)}

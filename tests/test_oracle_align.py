@@ -32,9 +32,7 @@ def test_by_hand() -> None:
     assert listed(args(block=1)) == ([0, 7, 6, 1, 2, 3, 8, 8], [0, 0, 1, 2, 2, 2, -1, -1], [6])
     assert listed(args(torch.zeros((0, 2), dtype=torch.int32))) == ([], [], [0])
     assert listed(args(torch.tensor([[-1, 7]]), block=2)) == ([2] * 4, [-1, -1], [0])
-    mapped = args(
-        torch.tensor([[0, 2, 2, -1, 3]]), block=2, expert_map=torch.tensor([1, 0, -1], dtype=torch.int32)
-    )
+    mapped = args(torch.tensor([[0, 2, 2, -1, 3]]), block=2, expert_map=torch.tensor([1, 0, -1], dtype=torch.int32))
     assert listed(mapped) == ([0, 5, 5, 5, 5, 5, 5, 5], [1, -1, -1, -1], [2])
     # Sent elsewhere and none are one bucket; out of range stays dropped.
     assert listed(mapped, SENTINEL) == ([1, 2, 3, 5, 0, 5, 5, 5], [-1, -1, 1, -1], [6])

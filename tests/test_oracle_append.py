@@ -15,9 +15,7 @@ NAN_WITH_PAYLOAD = 0x7FC01234
 Outputs = dict[str, torch.Tensor]
 
 
-def arguments(
-    dtype: torch.dtype = torch.float32, ids: torch.dtype = torch.int32, **more: Any
-) -> dict[str, Any]:
+def arguments(dtype: torch.dtype = torch.float32, ids: torch.dtype = torch.int32, **more: Any) -> dict[str, Any]:
     weights = torch.tensor([[0.5, -0.0], [0.25, 1.0], [3.0, 1e-41]])
     weights[1, 1:].view(torch.int32).fill_(NAN_WITH_PAYLOAD)
     return {

@@ -49,18 +49,14 @@ def failed(args: Args, outputs: Outputs, rules: GateRules | None = None) -> set[
     return found
 
 
-def checks_of_ids(
-    logits: torch.Tensor, ids: list[int], rules: GateRules | None = None, **args: Any
-) -> set[str]:
+def checks_of_ids(logits: torch.Tensor, ids: list[int], rules: GateRules | None = None, **args: Any) -> set[str]:
     """Judge the ids of one row; weights are the middle of what is allowed for them."""
     params = GateParams(**{"topk": len(ids)} | {k: v for k, v in args.items() if k != "bias"})
     rows = score_rows(logits, args.get("bias"), params)
     kept = gold_groups(rows, params) if params.num_expert_group > 1 else None
     low, high = weight_bounds(rows, kept, torch.tensor([ids]), params, rules or GateRules())
     weights = ((low + high) / 2).nan_to_num(0).float()
-    return failed(
-        {"logits": logits, "topk": len(ids), **args}, {"indices": i32(ids), "weights": weights}, rules
-    )
+    return failed({"logits": logits, "topk": len(ids), **args}, {"indices": i32(ids), "weights": weights}, rules)
 
 
 # -- what has to be accepted ---------------------------------------------------------------------------------
@@ -339,9 +335,7 @@ PLANTED: list[tuple[str, Callable[[Args, Outputs], None]]] = [
 
 
 @pytest.mark.parametrize("scoring", ["sigmoid", "softmax", "sqrtsoftplus"])
-@pytest.mark.parametrize(
-    ("check", "change"), PLANTED, ids=[f"{c}-{f.__qualname__.split('.')[0]}" for c, f in PLANTED]
-)
+@pytest.mark.parametrize(("check", "change"), PLANTED, ids=[f"{c}-{f.__qualname__.split('.')[0]}" for c, f in PLANTED])
 def test_rejects_planted(check: str, change: Callable[[Args, Outputs], None], scoring: str) -> None:
     args, outputs = planted(scoring=scoring)
     assert failed(args, outputs) == set()
@@ -418,9 +412,7 @@ def test_near_ties_at_the_bound(scoring: str, biased: bool) -> None:
         overlap = bool(low[0, 1] <= high[0, 0])
         got = checks_of_ids(logits, [0, 1], scoring=scoring, bias=bias)
         assert got == (set() if overlap else {"selection"}), gap
-        assert checks_of_ids(logits, [1, 0], scoring=scoring, bias=bias) == (
-            {"tie_order"} if gap == 0 else set()
-        )
+        assert checks_of_ids(logits, [1, 0], scoring=scoring, bias=bias) == ({"tie_order"} if gap == 0 else set())
         verdicts.append(overlap)
     assert verdicts.count(True) in range(4, 80)
     assert verdicts == sorted(verdicts, reverse=True)

@@ -57,9 +57,7 @@ def append(request: pytest.FixtureRequest) -> Append:
     ],
     ids=["matrix", "vector", "scalar", "strided"],
 )
-def test_forms(
-    append: Append, shared: torch.Tensor, appended: list[list[float]], ids_dtype: torch.dtype
-) -> None:
+def test_forms(append: Append, shared: torch.Tensor, appended: list[list[float]], ids_dtype: torch.dtype) -> None:
     ids, weights = append(
         torch.tensor([[3, -1], [0, 9]], dtype=ids_dtype), torch.tensor([[0.5, 1.0], [2.0, 3.0]]), shared, 4, 2
     )

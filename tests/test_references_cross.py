@@ -41,9 +41,7 @@ def agree(
     family, device, _ = other
     expected = gold.fused_gate(logits, bias, **kwargs)
     moved = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in kwargs.items()}
-    weights, indices = family.fused_gate(
-        logits.to(device), None if bias is None else bias.to(device), **moved
-    )
+    weights, indices = family.fused_gate(logits.to(device), None if bias is None else bias.to(device), **moved)
     assert torch.equal(indices.cpu(), expected[1])
     torch.testing.assert_close(weights.cpu(), expected[0], rtol=rtol, atol=0.0)
 
@@ -87,9 +85,7 @@ def test_exact_scores(other: tuple[Any, str, int], size: tuple[int, ...], renorm
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("scoring", ["sigmoid", "softmax", "sqrtsoftplus"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_few_levels(
-    other: tuple[Any, str, int], size: tuple[int, ...], scoring: str, dtype: torch.dtype
-) -> None:
+def test_few_levels(other: tuple[Any, str, int], size: tuple[int, ...], scoring: str, dtype: torch.dtype) -> None:
     # Levels of one sign: no two different pairs of scores have sums that rounding could order either way.
     experts, groups, kept, topk, shared = size
     levels = [0.125, 0.5, 0.625, 1.375, 2.0]

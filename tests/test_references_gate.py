@@ -52,9 +52,7 @@ def gate(request: pytest.FixtureRequest) -> Gate:
     return call
 
 
-def check(
-    result: tuple[torch.Tensor, torch.Tensor], weights: list[list[float]], indices: list[list[int]]
-) -> None:
+def check(result: tuple[torch.Tensor, torch.Tensor], weights: list[list[float]], indices: list[list[int]]) -> None:
     assert result[1].tolist() == indices
     torch.testing.assert_close(result[0], torch.tensor(weights, dtype=torch.float32), rtol=1e-6, atol=0.0)
 

@@ -51,9 +51,7 @@ DOMAINS: dict[str, Domain] = {
     "gate few per group": GateDomain(
         experts=range(1, 513), max_experts_per_group=32, max_groups=32, topk=range(2, 20), inf=False
     ),
-    "gate shared": GateDomain(
-        experts=range(8, 600, 8), shared=range(2, 4), topk=range(4, 7), layouts=("transposed",)
-    ),
+    "gate shared": GateDomain(experts=range(8, 600, 8), shared=range(2, 4), topk=range(4, 7), layouts=("transposed",)),
     "align": AlignDomain(),
     "align narrow": AlignDomain(
         experts=(8, 64, 256),
@@ -121,9 +119,7 @@ def test_cases_lie_inside_build_and_survive_json(name: str) -> None:
         for tensor, spec in case.tensors.items():
             assert views[tensor].shape == spec.shape
             if "broadcast" not in layouts_of(spec):
-                torch.testing.assert_close(
-                    views[tensor], spec.contents("cpu"), rtol=0, atol=0, equal_nan=True
-                )
+                torch.testing.assert_close(views[tensor], spec.contents("cpu"), rtol=0, atol=0, equal_nan=True)
 
     for_all(cases(domain, max_elements=1 << 12), check)
 
@@ -231,15 +227,11 @@ QUARRY: dict[str, Callable[[Case], bool]] = {
     "a tie across the last place": routed_tie,
     "no tokens": lambda c: c.tensors["logits"].shape[0] == 0,
     "one expert": lambda c: c.tensors["logits"].shape[1] == 1,
-    "E one past a power of two": lambda c: (
-        c.tensors["logits"].shape[1] in (33, 65, 129, 257, 513, 1025, 2049)
-    ),
+    "E one past a power of two": lambda c: c.tensors["logits"].shape[1] in (33, 65, 129, 257, 513, 1025, 2049),
     "E = 4096": lambda c: c.tensors["logits"].shape[1] == 4096,
     "NaN": lambda c: bool(c.build("cpu")[0]["logits"].isnan().any()),
     "groups": lambda c: 1 < int(c.params["topk_group"]) < int(c.params["num_expert_group"]),
-    "padding, map and shared": lambda c: (
-        len(c.tensors) >= 3 and int(c.params["num_fused_shared_experts"]) > 0
-    ),
+    "padding, map and shared": lambda c: len(c.tensors) >= 3 and int(c.params["num_fused_shared_experts"]) > 0,
     "a misaligned start": misaligned,
     "k = E": lambda c: c.params["topk"] == c.tensors["logits"].shape[1] > 1,
 }
@@ -267,9 +259,7 @@ def test_a_tie_shrinks_to_one_row_of_two_experts() -> None:
 
 
 def test_a_width_shrinks_to_the_smallest_that_fails() -> None:
-    case = shrunk(
-        GateDomain(), lambda c: c.tensors["logits"].shape[1] > 32 and c.tensors["logits"].shape[0] > 2
-    )
+    case = shrunk(GateDomain(), lambda c: c.tensors["logits"].shape[1] > 32 and c.tensors["logits"].shape[0] > 2)
     assert case.tensors["logits"].shape == (3, 33)
     assert case.params["num_expert_group"] == 1
     assert case.params["num_fused_shared_experts"] == 0

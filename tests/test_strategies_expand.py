@@ -68,18 +68,14 @@ def id_block(name: str, **changes: Any) -> dict[str, Any]:
     return {"pattern": name, **IDS[name], **changes}
 
 
-def made(
-    name: str, shape: tuple[int, int] = (64, 256), dtype: torch.dtype = torch.float32, **changes: Any
-) -> Any:
+def made(name: str, shape: tuple[int, int] = (64, 256), dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     recipe = scores(block(name, **changes))
     check_recipe(recipe)
     return expand(recipe, shape, dtype, "cpu")
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(
-        {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    )
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -350,9 +346,7 @@ def test_edits_come_last_and_stay_inside() -> None:
 
 
 def test_rows_have_the_pattern_of_their_block() -> None:
-    x = expand(
-        scores(block("constant", value=1.0), block("constant", value=2.0)), (5, 2), torch.float32, "cpu"
-    )
+    x = expand(scores(block("constant", value=1.0), block("constant", value=2.0)), (5, 2), torch.float32, "cpu")
     assert x.tolist() == [[1, 1], [2, 2], [1, 1], [2, 2], [1, 1]]
 
 

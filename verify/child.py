@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -19,13 +11,14 @@ from moeproof.strategies.case import Case
 
 from .execute import Outcome, Runner, pick_device
 from .files import write_text
+from .process import DeadError, WorkerProcess
 from .subject import Subject, Unavailable
 from .violation import Violation
 
 START_SECONDS = 600.0
 """How long a child may take to load its subject: libraries that compile at first use need minutes."""
-TAIL = 1500
-"""How much of a dead child's output goes into a finding."""
+SPARES = 2
+"""Processes that stand by once a child has died."""
 
 
 class Executor(Protocol):
@@ -63,7 +56,10 @@ class Inline:
 
 
 class Child:
-    """A child process that runs cases on any number of subjects, and is restarted when it dies.
+    """A child process that runs cases on any number of subjects, and is replaced when it dies.
+
+    After the first death a spare stands by with the same subjects loaded: where a crash is being reduced, each try
+    ends in one, and importing torch takes seconds.
 
     Parameters
     ----------
@@ -80,11 +76,9 @@ class Child:
         self.threads = threads
         self.inflight = inflight
         self.starts = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self._pending = b""
-        self._loaded: dict[str, str] = {}
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self._process: WorkerProcess | None = None
+        self._spares: list[WorkerProcess] = []
+        self._names: list[str] = []
 
     def __enter__(self) -> Child:
         return self
@@ -94,6 +88,11 @@ class Child:
     ) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int | None:
+        """Id of the process that runs cases now, if there is one."""
+        return None if self._process is None else self._process.pid
+
     def load(self, subject: Subject) -> str:
         """Load a subject in the child, starting it if need be, and return the name of its device.
 
@@ -102,22 +101,23 @@ class Child:
         Unavailable
             If the subject can't run on this machine.
         """
-        if self._process is None:
-            self._start()
+        process = self._started()
         name = subject.source or subject.name
-        if name in self._loaded:
-            return self._loaded[name]
+        if name in process.loaded:
+            return process.loaded[name]
         try:
-            answer = self._ask({"subject": name}, START_SECONDS)
-        except _Dead:
-            code = self._reap()
-            raise Unavailable(f"the process died loading it ({describe_exit(code)}): {self._tail()}") from None
+            answer = process.ask({"subject": name}, START_SECONDS)
+        except DeadError:
+            raise Unavailable(f"the process died loading it: {self._ended(process)}") from None
         except TimeoutError:
-            self._kill()
+            self._drop()
             raise Unavailable(f"it took more than {START_SECONDS:.0f} s to load") from None
         if "unavailable" in answer:
             raise Unavailable(answer["unavailable"])
-        return self._loaded.setdefault(name, answer["ready"])
+        if name not in self._names:
+            self._names.append(name)
+        self._stand_by()
+        return process.loaded.setdefault(name, answer["ready"])
 
     def ask(self, subject: Subject, request: dict[str, Any]) -> dict[str, Any] | Outcome:
         """Send a request that holds a case; a death or a hang of the child is returned as an outcome.
@@ -130,22 +130,21 @@ class Child:
             If the child failed outside the subject.
         """
         self.load(subject)
+        process = self._started()
         message = {"subject": subject.source or subject.name, **request}
         if self.inflight is not None:
             write_text(self.inflight, json.dumps({"subject": message["subject"], **request}))
         answer: dict[str, Any] | Outcome
         try:
-            answer = self._ask(message, self.seconds)
+            answer = process.ask(message, self.seconds)
         except TimeoutError:
-            self._kill()
+            self._drop()
             answer = Outcome((Violation("hang", f"no result within {self.seconds:g} s"),), fatal=True)
-        except _Dead:
-            code = self._reap()
-            text = f"the process died: {describe_exit(code)}\n{self._tail()}".strip()
-            answer = Outcome((Violation("cuda_error", text),), fatal=True)
+        except DeadError:
+            answer = Outcome((Violation("cuda_error", f"the process died: {self._ended(process)}"),), fatal=True)
         except BaseException:
             # Ctrl-C: its answer would be taken for that of the next case. The file stays, as after a kill.
-            self._kill()
+            self._drop()
             raise
         if self.inflight is not None:
             self.inflight.unlink(missing_ok=True)
@@ -154,74 +153,38 @@ class Child:
         if "fault" in answer:
             raise HarnessError(answer["fault"])
         if answer.get("fatal"):
-            self._kill()
+            self._drop()
         return answer
 
     def close(self) -> None:
-        """End the child."""
-        self._kill()
-        self._log.close()
+        """End the child, and its spares."""
+        self._drop()
+        while self._spares:
+            self._spares.pop().kill()
 
-    def _start(self) -> None:
-        mine, theirs = socket.socketpair()
-        self._log.seek(0)
-        self._log.truncate()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "moeproof.verify.worker", str(theirs.fileno()), str(self.threads)],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            # Whatever made modules importable here (pytest's path tricks, say) has to hold there.
-            env=dict(os.environ, PYTHONUNBUFFERED="1", PYTHONPATH=os.pathsep.join(p for p in sys.path if p)),
-            start_new_session=True,
-        )
-        theirs.close()
-        self._socket, self._pending = mine, b""
-        self._loaded.clear()
-        self.starts += 1
+    def _started(self) -> WorkerProcess:
+        if self._process is None:
+            self._process = self._spares.pop(0) if self._spares else WorkerProcess(self.threads)
+            self.starts += 1
+        return self._process
 
-    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        assert self._socket is not None
-        deadline = time.monotonic() + seconds
-        try:
-            self._socket.settimeout(seconds)
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-            while b"\n" not in self._pending:
-                self._socket.settimeout(max(0.01, deadline - time.monotonic()))
-                data = self._socket.recv(1 << 16)
-                if not data:
-                    raise _Dead
-                self._pending += data
-        except (BrokenPipeError, ConnectionResetError):
-            raise _Dead from None
-        line, _, self._pending = self._pending.partition(b"\n")
-        return dict(json.loads(line))
+    def _stand_by(self) -> None:
+        """Start spares, once this child has died and its successor is up."""
+        while self.starts > 1 and len(self._spares) < SPARES:
+            spare = WorkerProcess(self.threads)
+            for name in self._names:
+                spare.tell({"subject": name})
+            self._spares.append(spare)
 
-    def _tail(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace").strip()[-TAIL:]
+    def _ended(self, process: WorkerProcess) -> str:
+        text = process.reap()
+        self._process = None
+        return text
 
-    def _reap(self) -> int:
-        assert self._process is not None
-        try:
-            code = self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            code = -signal.SIGKILL
-        self._kill()
-        return code
-
-    def _kill(self) -> None:
+    def _drop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            # A process that is stuck in a driver call does not die at once; there is nothing to wait for.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            process.kill()
 
 
 class Isolated:
@@ -248,17 +211,3 @@ class Isolated:
 
 class HarnessError(RuntimeError):
     """The harness itself failed in the child; holds the traceback."""
-
-
-class _Dead(Exception):
-    """The child hung up."""
-
-
-def describe_exit(code: int) -> str:
-    """Put a process's exit status into words."""
-    if code < 0:
-        try:
-            return f"killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"killed by signal {-code}"
-    return f"exit status {code}"

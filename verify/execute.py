@@ -164,12 +164,9 @@ class Runner:
         if not found and len(shared) < len(specs):
             lost = next(n for n in specs if n not in shared)
             pair = [
-                f"{tuple(t.shape)} {t.dtype}" if t is not None else "missing"
-                for t in (made.get(lost), again.get(lost))
+                f"{tuple(t.shape)} {t.dtype}" if t is not None else "missing" for t in (made.get(lost), again.get(lost))
             ]
-            found.append(
-                Violation("nondeterminism", f"{lost} is {pair[0]} in one run and {pair[1]} in the next")
-            )
+            found.append(Violation("nondeterminism", f"{lost} is {pair[0]} in one run and {pair[1]} in the next"))
         # A result that is wrong already proves nothing in comparison with another.
         for name in extras if not found else ():
             found += EXTRAS[name](self.subject, self.call, case, args, made)

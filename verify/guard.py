@@ -47,14 +47,8 @@ class Carved:
             outside = changed[(changed < ZONE) | (changed >= ZONE + size)]
             if len(outside):
                 at = int(outside[0])
-                side = (
-                    f"{ZONE - at} bytes before its start"
-                    if at < ZONE
-                    else f"{at - ZONE - size} bytes past its end"
-                )
-                return (
-                    f"{name} ({size} bytes): {len(outside)} bytes outside it were written, the first {side}"
-                )
+                side = f"{ZONE - at} bytes before its start" if at < ZONE else f"{at - ZONE - size} bytes past its end"
+                return f"{name} ({size} bytes): {len(outside)} bytes outside it were written, the first {side}"
         return "no guard byte has changed"
 
 

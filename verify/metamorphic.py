@@ -19,13 +19,9 @@ Extra = Callable[[Subject, Call, Case, dict[str, Any], Mapping[str, torch.Tensor
 ROW_INPUTS = ("logits", "topk_ids", "topk_weights", "shared_weights")
 
 
-def _launch(
-    subject: Subject, call: Call, case: Case, args: dict[str, Any], tokens: int
-) -> dict[str, torch.Tensor]:
+def _launch(subject: Subject, call: Call, case: Case, args: dict[str, Any], tokens: int) -> dict[str, torch.Tensor]:
     """Call the subject on arguments of `tokens` rows, with outputs to match."""
-    specs = {
-        name: ((tokens, *shape[1:]), dtype) for name, (shape, dtype) in output_specs(case, subject).items()
-    }
+    specs = {name: ((tokens, *shape[1:]), dtype) for name, (shape, dtype) in output_specs(case, subject).items()}
     device = next(v for v in args.values() if isinstance(v, torch.Tensor)).device
     carved = carve(specs, device, POISONS[0])
     made = call(args, carved.outputs)
@@ -43,9 +39,7 @@ def batch_variance(
     index = torch.arange(tokens, device=logits.device)
     for rows in (index[:1], index.flip(0)[: (tokens + 1) // 2]):
         # A padded row has no result of its own: it stays out of the comparison, not out of the batch.
-        other = {k: v for k, v in args.items() if k != "num_token_non_padded"} | {
-            "logits": logits[rows].contiguous()
-        }
+        other = {k: v for k, v in args.items() if k != "num_token_non_padded"} | {"logits": logits[rows].contiguous()}
         if len(rows) not in subject.domain.tokens:
             continue
         alone = _launch(subject, call, case, other, len(rows))
@@ -60,9 +54,7 @@ def batch_variance(
                     f"row {row}: {name} are {made[name][row].tolist()} in a batch of {tokens} rows and "
                     f"{value[at].tolist()} in one of {len(rows)}"
                 )
-                return [
-                    Violation("batch_variance", message, tuple(rows[wrong][:MAX_ROWS].tolist()), len(wrong))
-                ]
+                return [Violation("batch_variance", message, tuple(rows[wrong][:MAX_ROWS].tolist()), len(wrong))]
     return []
 
 
@@ -89,9 +81,7 @@ def graph_replay(
     with torch.cuda.graph(graph):
         outputs = call(static, carved.outputs)
     outputs = dict(carved.outputs if outputs is None else outputs)
-    changed = {
-        n: static[n].roll(1, 0) for n in ROW_INPUTS if isinstance(args.get(n), torch.Tensor) and args[n].dim()
-    }
+    changed = {n: static[n].roll(1, 0) for n in ROW_INPUTS if isinstance(args.get(n), torch.Tensor) and args[n].dim()}
     for key, value in changed.items():
         static[key].copy_(value)
     for buffer in carved.buffers.values():
@@ -104,10 +94,7 @@ def graph_replay(
         from .contract import judge
 
         wrong = judge(case, subject, static, outputs)
-        return [
-            Violation("graph_replay", f"replayed with new inputs: {v.message}", v.rows, v.count)
-            for v in wrong[:1]
-        ]
+        return [Violation("graph_replay", f"replayed with new inputs: {v.message}", v.rows, v.count) for v in wrong[:1]]
     for key, value in expected.items():
         differs = (as_bytes(value) != as_bytes(outputs[key])).any(1).nonzero().flatten()
         if len(differs):

@@ -31,27 +31,30 @@ def main() -> None:
     """Serve requests until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
-    channel = socket.socket(fileno=int(sys.argv[1])).makefile("rw", encoding="utf-8", newline="\n")
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    # Two files: writing to one that also reads would drop the requests that wait in its buffer.
+    requests = channel.makefile("r", encoding="utf-8", newline="\n")
+    answers = channel.makefile("w", encoding="utf-8", newline="\n")
     import torch
 
     torch.set_num_threads(int(sys.argv[2]))
     runners: dict[str, Any] = {}
-    while line := channel.readline():
+    while line := requests.readline():
         request = json.loads(line)
         name = request["subject"]
         if name not in runners:
             runners[name] = _load(name)
         runner = runners[name]
         if isinstance(runner, str):
-            _send(channel, {"unavailable": runner})
+            _send(answers, {"unavailable": runner})
         elif "case" not in request:
-            _send(channel, {"ready": runner.device_name})
+            _send(answers, {"ready": runner.device_name})
         else:
             try:
                 answer = _answer(runner, request)
             except Exception:  # what the subject raises is in the answer: this is the harness's own
                 answer = {"fault": traceback.format_exc()}
-            _send(channel, answer)
+            _send(answers, answer)
             if answer.get("fatal"):
                 os._exit(3)
 

@@ -17,9 +17,7 @@ def refuse(name: str, value: object, allowed: str) -> ValueError:
     return ValueError(f"{name} is {value!r}; allowed: {allowed}")
 
 
-def check_tensor(
-    name: str, value: Any, dtypes: tuple[torch.dtype, ...], *shapes: tuple[int | None, ...]
-) -> None:
+def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], *shapes: tuple[int | None, ...]) -> None:
     """Raise ValueError unless `value` is a tensor of one of the dtypes and shapes; None is any length."""
     kinds = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
     if not isinstance(value, torch.Tensor):
@@ -31,9 +29,7 @@ def check_tensor(
         len(actual) == len(shape) and all(s in (None, n) for n, s in zip(actual, shape, strict=True))
         for shape in shapes
     ):
-        allowed = " or ".join(
-            "[" + ", ".join("any" if s is None else str(s) for s in sh) + "]" for sh in shapes
-        )
+        allowed = " or ".join("[" + ", ".join("any" if s is None else str(s) for s in sh) + "]" for sh in shapes)
         raise refuse(f"{name}.shape", list(actual), allowed)
 
 

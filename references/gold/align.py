@@ -52,9 +52,7 @@ def moe_align_block_size(
     n = topk_ids.numel()
     capacity = (n + min(n, num_experts) * (block_size - 1)) // block_size * block_size
     if capacity > INT32_MAX:
-        raise refuse(
-            "topk_ids.shape", list(topk_ids.shape), f"a capacity up to {INT32_MAX}, it is {capacity}"
-        )
+        raise refuse("topk_ids.shape", list(topk_ids.shape), f"a capacity up to {INT32_MAX}, it is {capacity}")
     ids = integers(topk_ids).reshape(-1)
     if expert_map is not None:
         check_tensor("expert_map", expert_map, (torch.int32,), (num_experts,))

@@ -75,9 +75,7 @@ def fill_kernel(
 
 
 @cuda.jit
-def tail_kernel(
-    n: int, block_size: int, num_tokens_post_pad: Any, sorted_token_ids: Any, expert_ids: Any
-) -> None:
+def tail_kernel(n: int, block_size: int, num_tokens_post_pad: Any, sorted_token_ids: Any, expert_ids: Any) -> None:
     """Fill one place past those in use, and its block's id."""
     place = cuda.grid(1)
     if place >= sorted_token_ids.shape[0] or place < num_tokens_post_pad[0]:

@@ -76,9 +76,7 @@ def softmax_sum(logits: Any, t: int, row_max: Any) -> Any:
 
 
 @cuda.jit(device=True)
-def ranking(
-    logits: Any, bias: Any, has_bias: bool, t: int, e: int, scoring: int, top: Any, total: Any
-) -> Any:
+def ranking(logits: Any, bias: Any, has_bias: bool, t: int, e: int, scoring: int, top: Any, total: Any) -> Any:
     """Return c, the number that ranks expert e of row t."""
     c = score(logits[t, e], scoring, top, total)
     if has_bias:

@@ -5,9 +5,7 @@ from .entry import Entry
 from .right import RIGHT
 
 WRONG: list[Entry] = [
-    entry
-    for module in (gate_selection, gate_values, gate_memory, align_wrong, append_wrong)
-    for entry in module.WRONG
+    entry for module in (gate_selection, gate_values, gate_memory, align_wrong, append_wrong) for entry in module.WRONG
 ]
 
 __all__ = ["RIGHT", "WRONG", "Entry"]

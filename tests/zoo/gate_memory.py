@@ -144,9 +144,7 @@ class SplitSum(Gate):
     rows=513,
     experts=2,
     topk=1,
-    domain=GateDomain(
-        experts=range(1, 17), topk=range(1, 5), tokens=range(1025), thresholds={"tokens": (512,)}
-    ),
+    domain=GateDomain(experts=range(1, 17), topk=range(1, 5), tokens=range(1025), thresholds={"tokens": (512,)}),
 )
 class TokensOver512(Gate):
     """Above 512 rows the last row is routed by the logits of the first."""

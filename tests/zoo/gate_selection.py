@@ -199,9 +199,7 @@ class NanDropsGroup(Gate):
         return super().group_scores(c).masked_fill(c.isnan().any(-1), torch.nan)
 
 
-@_plant(
-    "gate-duplicates", "ids_invalid", "selection", "tie_order", "nan_policy", examples=200, experts=2, topk=2
-)
+@_plant("gate-duplicates", "ids_invalid", "selection", "tie_order", "nan_policy", examples=200, experts=2, topk=2)
 class Duplicates(Gate):
     """Each pick sets its score to −inf, so that expert 0 is picked again when finite ones run out."""
 

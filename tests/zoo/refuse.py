@@ -94,9 +94,7 @@ def _refuse_groups(G: int, g: int, E: int, domain: GateDomain) -> None:
     if domain.groups == "any":
         _require(domain.max_groups >= G, "num_expert_group", G, f"at most {domain.max_groups}")
         n = E // G
-        _require(
-            G == 1 or n <= domain.max_experts_per_group, "experts per group", n, domain.max_experts_per_group
-        )
+        _require(G == 1 or n <= domain.max_experts_per_group, "experts per group", n, domain.max_experts_per_group)
     elif domain.groups == "none":
         _require(G == 1, "num_expert_group", G, 1)
     else:

@@ -69,9 +69,7 @@ def expected_align(args: Mapping[str, Any], rules: AlignRules) -> dict[str, torc
     }
 
 
-def judge_align(
-    args: Mapping[str, Any], outputs: Mapping[str, torch.Tensor], rules: AlignRules
-) -> list[Violation]:
+def judge_align(args: Mapping[str, Any], outputs: Mapping[str, torch.Tensor], rules: AlignRules) -> list[Violation]:
     """Judge a result of moe_align_block_size.
 
     Parameters

@@ -38,9 +38,7 @@ def explain_ids(ids: list[int], logical: list[int], gold: list[int], c: torch.Te
     )
 
 
-def explain_weight(
-    weights: list[float], low: list[float], high: list[float], ids: list[int], valid: bool
-) -> str:
+def explain_weight(weights: list[float], low: list[float], high: list[float], ids: list[int], valid: bool) -> str:
     """Say which weight of a row is out of its bounds."""
     if not valid:
         return f"a padded row holds weights {weights}, expected all 0"

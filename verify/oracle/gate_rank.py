@@ -121,9 +121,7 @@ def _any_groups(
     return fine
 
 
-def _each_set(
-    ranking: Ranking, better: torch.Tensor, chosen: torch.Tensor, params: GateParams
-) -> torch.Tensor:
+def _each_set(ranking: Ranking, better: torch.Tensor, chosen: torch.Tensor, params: GateParams) -> torch.Tensor:
     """Try all sets of groups."""
     groups, wanted = params.num_expert_group, params.topk_group
     fine = torch.zeros(len(chosen), dtype=torch.bool, device=chosen.device)
@@ -156,9 +154,7 @@ def better_groups(rows: Rows, ranking: Ranking, params: GateParams) -> torch.Ten
     key = rank_key(score)
     count, _, size = members.shape
     exact = ~score.isfinite()
-    low, high = (
-        v.view(count, groups, -1).topk(size, dim=2).values.sum(2) for v in (ranking.low, ranking.high)
-    )
+    low, high = (v.view(count, groups, -1).topk(size, dim=2).values.sum(2) for v in (ranking.low, ranking.high))
     if size > 1:
         rounding = U * score.abs() + TINY
         low, high = low - rounding, high + rounding

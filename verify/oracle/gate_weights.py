@@ -36,9 +36,7 @@ def weight_bounds(
     softmax = params.scoring == "softmax"
     # The error of softmax's sum is common to the row: renormalising cancels it.
     common = sum_error(rows.x, rows.s) if softmax and not params.renormalize else None
-    error = score_error(
-        rows.x.gather(1, chosen), s, params.scoring, top=top_of(rows.x, params.scoring), common=common
-    )
+    error = score_error(rows.x.gather(1, chosen), s, params.scoring, top=top_of(rows.x, params.scoring), common=common)
     void, vague = s.isnan(), None
     if kept is not None:
         starved, vague = _starved(rows, kept, params, rules)
@@ -102,9 +100,7 @@ def _starved(
     if not len(some):
         return None, None
     part = rows.take(some)
-    ranking = Ranking(
-        *part.interval(params.scoring), part.tie_classes() if rules.tie_order == "lower_id" else None
-    )
+    ranking = Ranking(*part.interval(params.scoring), part.tie_classes() if rules.tie_order == "lower_id" else None)
     better = better_groups(part, ranking, params)
     sure = certain(better, kept[some])
     starved = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)

@@ -100,10 +100,17 @@ def reduce_case(
     probe.deadline = time.monotonic() + max(5.0, 0.5 * seconds)
     # A rare failure needs as many runs to be measured as it took to be seen.
     confirm = max(confirm, probe.attempts)
-    failed, last = 0, None
+    failed, runs = 0, 0
     with contextlib.suppress(OutOfTime, Unavailable):
-        failed, last = probe.rate(best.case, confirm)
-    return Reduced(best.case, last or best.violation, failed, confirm, probe.runs, time.monotonic() - begin, complete)
+        while runs < confirm:
+            found = probe.once(best.case)
+            runs += 1
+            if found is not None:
+                failed += 1
+                best.violation = found
+    if not runs:  # the run that led here counts
+        failed = runs = 1
+    return Reduced(best.case, best.violation, failed, runs, probe.runs, time.monotonic() - begin, complete)
 
 
 @dataclass
