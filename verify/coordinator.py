@@ -193,7 +193,7 @@ def _run_many(config: Config, sink: Sink, summary: Summary) -> None:
             _drain(open_pipes, sink, seconds=LAST_WORDS)
     finally:
         for worker in workers:
-            worker.join(1)
+            worker.join(LAST_WORDS)
             if worker.is_alive():
                 worker.kill()
             worker.join()
