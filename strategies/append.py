@@ -18,6 +18,9 @@ MAX_ELEMENTS = 1 << 18
 EXPERTS = Choices(range(1, 4097))
 """Any number of experts will do: it only names the first shared id."""
 
+MOST_TOPK, MOST_SHARED = 64, 20
+"""More places than any model has; drawn where the domain sets no lower limit."""
+
 
 def cases(
     domain: AppendDomain,
@@ -67,8 +70,8 @@ def _cases(
 ) -> Case:
     model = sometimes(draw, models, only_models)
     experts = EXPERTS.draw(draw, 1, 4096)
-    topk = sizes[0].draw(draw, domain.topk[0], domain.topk[-1])
-    shared = sizes[1].draw(draw, domain.shared[0], domain.shared[-1])
+    topk = sizes[0].draw(draw, domain.topk[0], max(domain.topk[0], min(domain.topk[-1], MOST_TOPK)))
+    shared = sizes[1].draw(draw, domain.shared[0], max(domain.shared[0], min(domain.shared[-1], MOST_SHARED)))
     if model is not None:
         experts, topk, shared = model.experts, model.topk, model.shared
     high = token_limit(domain.tokens, topk + shared, max_elements)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from moeproof import __version__
+from moeproof.kernels import align_plan, gate_plan
+from moeproof.strategies.case import DTYPES, Case
 from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDomain
+from moeproof.strategies.outside import UNBOUNDED
 
 from .libraries import ADAPTERS
 from .subject import OUTPUTS, Call, Subject, Unavailable, from_function, register
@@ -19,9 +23,13 @@ _FULL: dict[str, Domain] = {
     "moe_align_block_size": AlignDomain(),
     "append_shared_experts": AppendDomain(),
 }
-_OWN: dict[str, Domain] = _FULL | {
-    # The contract sets k and B no upper limit, and neither does the kernel.
-    "moe_align_block_size": AlignDomain(topk=range(2**31 - 1), block_sizes=range(1, 2**31 - 1)),
+_OWN: dict[str, Domain] = {
+    "fused_gate": GateDomain(thresholds=gate_plan.THRESHOLDS),
+    # The contract sets k, S and B no upper limit, and neither do these kernels.
+    "moe_align_block_size": AlignDomain(
+        topk=range(UNBOUNDED), block_sizes=range(1, UNBOUNDED), thresholds=align_plan.THRESHOLDS
+    ),
+    "append_shared_experts": AppendDomain(topk=range(1, UNBOUNDED), shared=range(1, UNBOUNDED)),
 }
 _SIMULATED: dict[str, Domain] = {
     # Numba's simulator costs up to 500 ms a launch: a few threads at most.
@@ -94,6 +102,39 @@ def _own_call(op: str) -> Callable[[], Call]:
     return load
 
 
+def _gate_path(case: Case) -> str:
+    """Name the variant of the own gate that a case runs on."""
+    spec = case.tensors["logits"]
+    tokens, experts = spec.shape
+    if not tokens:
+        return "no tokens"
+    outer, inner = spec.strides or (experts, 1)
+    item = DTYPES[spec.dtype].itemsize
+    step = (spec.offset | (outer if tokens > 1 else 0)) * item
+    chosen = gate_plan.plan(
+        tokens,
+        experts,
+        dtype=spec.dtype,
+        scoring=str(case.params.get("scoring", "sigmoid")),
+        biased="bias" in case.tensors,
+        groups=int(case.params.get("num_expert_group", 1)),
+        unit_stride=inner == 1 or experts == 1,
+        alignment=min(16, step & -step) if step else 16,
+    )
+    return f"{chosen.file.removesuffix('.cu')} {chosen.variant} {chosen.grouping} {chosen.experts_per_lane}"
+
+
+def _align_path(case: Case) -> str:
+    """Name the variant of the own align that a case runs on."""
+    numel = math.prod(case.tensors["topk_ids"].shape)
+    if not numel:
+        return "no ids"
+    return align_plan.plan(numel, int(case.params["num_experts"]), int(case.params["block_size"])).variant
+
+
+_PATHS: dict[str, Callable[[Case], str]] = {"fused_gate": _gate_path, "moe_align_block_size": _align_path}
+
+
 def _own() -> None:
     for op in OUTPUTS:
         register(
@@ -105,6 +146,7 @@ def _own() -> None:
                 device="cuda",
                 refuses=True,
                 capturable=True,
+                path=_PATHS.get(op),
                 version=_version,
                 tags=("own", "fake"),
             )
