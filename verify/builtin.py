@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +46,9 @@ def _version() -> str:
 
 def _reference(family: str, module: str, op: str) -> Callable[[], Call]:
     def load() -> Call:
+        if module == "numba_ref" and not torch.cuda.is_available():
+            # Read when Numba is first imported.
+            os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
         package = importlib.import_module(f"moeproof.references.{module}")
         available = getattr(package, "available", None)
         if available is not None and (reason := available()) is not None:
@@ -67,7 +71,6 @@ def _references() -> None:
                     load=_reference(family, module, op),
                     domain=(_SIMULATED if small else _FULL)[op],
                     device="cpu" if family == "numpy" else "any",
-                    refuses=family == "numpy",
                     batch_invariant=family != "torch",
                     version=_version,
                     tags=("reference",),
