@@ -139,7 +139,7 @@ def test_subjects_are_listed() -> None:
     code, text = moeproof("subjects", "numpy", "--json")
     assert code == 0
     assert [s["name"].partition(":")[0] for s in json.loads(text)] == ["numpy"] * 3
-    code, text = moeproof("subjects", "numpy:fused_gate")
+    code, text = moeproof("subjects", "own:fused_gate")
     assert "refuses bad input" in text
     assert moeproof("subjects", "nothing")[0] == 2
 

@@ -25,7 +25,7 @@ _FULL: dict[str, Domain] = {
     "append_shared_experts": AppendDomain(),
 }
 _OWN: dict[str, Domain] = {
-    "fused_gate": GateDomain(thresholds=gate_plan.THRESHOLDS),
+    "fused_gate": GateDomain(shared=range(32), thresholds=gate_plan.THRESHOLDS),
     # The contract sets k, S and B no upper limit, and neither do these kernels.
     "moe_align_block_size": AlignDomain(
         topk=range(UNBOUNDED), block_sizes=range(1, UNBOUNDED), thresholds=align_plan.THRESHOLDS

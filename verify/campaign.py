@@ -34,7 +34,7 @@ ROUNDS = 4
 """How often each subject gets its turn within the time."""
 OUTSIDE_EVERY = 8
 """One chunk in so many probes the edge of the domain, of subjects that promise to refuse."""
-EXTRA_EVERY = {"batch_variance": 4, "graph_replay": 16, "fake_op": 32}
+EXTRA_EVERY = {"batch_variance": 4, "graph_replay": 32, "fake_op": 64}
 """One case in so many also runs a check that costs extra launches."""
 ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20}
 """Default of the largest number of elements in a generated tensor."""
@@ -55,6 +55,7 @@ class State:
     failures: Counter[str] = field(default_factory=Counter)
     reductions: Counter[str] = field(default_factory=Counter)
     out: str = ""
+    pending: tuple[Case, bool] | None = None
 
 
 class Campaign:
@@ -79,6 +80,7 @@ class Campaign:
         self.reducing = 0.0
         self._children: dict[str, Child] = {}
         self._begin = time.monotonic()
+        self._reduced_before = 0.0
         self._shown = 0.0
 
     def run(self) -> None:
@@ -87,7 +89,7 @@ class Campaign:
             self._prepare()
             self._recover()
             self._replay()
-            self._begin = time.monotonic()
+            self._begin, self._reduced_before = time.monotonic(), self.reducing
             self._fuzz()
         finally:
             self._progress(force=True)
@@ -179,7 +181,7 @@ class Campaign:
 
     def _fuzzing(self) -> float:
         """Return the seconds spent so far, without reduction."""
-        return time.monotonic() - self._begin - self.reducing
+        return time.monotonic() - self._begin - (self.reducing - self._reduced_before)
 
     def _chunk(self, state: State, count: int, until: float | None) -> None:
         state.chunks += 1
@@ -197,24 +199,41 @@ class Campaign:
             return
 
         def body(case: Case) -> None:
+            self._end_case(state)
             if state.out or (until is not None and self._fuzzing() > until):
                 return
-            extras = tuple(n for n, every in EXTRA_EVERY.items() if state.cases % every == 0)
-            self._case(state, case, extras=() if refusal else extras, refusal=refusal)
+            extras = () if refusal else tuple(n for n, every in EXTRA_EVERY.items() if state.cases % every == 0)
+            if refusal or why_outside(case, subject.domain) is None:
+                self._begin_case(state, case, extras, refusal)
 
         try:
             explore(strategy, body, start=start, count=max(2, count))
+            self._end_case(state)
         except (Unsatisfiable, FailedHealthCheck) as error:
             self._lost(state, f"no case of its domain can be drawn: {error}")
 
     def _case(self, state: State, case: Case, *, extras: tuple[str, ...], refusal: bool = False) -> None:
         if state.out or (not refusal and why_outside(case, state.subject.domain) is not None):
             return
+        self._begin_case(state, case, extras, refusal)
+        self._end_case(state)
+
+    def _begin_case(self, state: State, case: Case, extras: tuple[str, ...], refusal: bool) -> None:
+        """Hand a case to the executor; the child works on it while the next one is drawn."""
         try:
-            outcome = state.executor.run(case, extras, refusal=refusal)
+            state.executor.begin(case, extras, refusal=refusal)
         except Unavailable as error:
             self._lost(state, str(error))
             return
+        state.pending = (case, refusal)
+
+    def _end_case(self, state: State) -> None:
+        """Take in the outcome of the case begun last, if there is one."""
+        if state.pending is None:
+            return
+        (case, refusal), state.pending = state.pending, None
+        try:
+            outcome = state.executor.end()
         except HarnessError as error:
             self._fault(state, case, str(error))
             return
@@ -261,6 +280,10 @@ class Campaign:
             actual = state.executor.outputs(reduced.case)
         except Unavailable as error:
             actual = {"error": str(error)}
+        if not reduced.failed and violation.check in ("cuda_error", "hang"):
+            text = f"{state.subject.name}: {violation.check} seen once, not again in {reduced.runs} runs: {raw}"
+            self._emit("note", text=text)
+            return
         finding = make_finding(state.subject, reduced, refusal=refusal, device=state.executor.device, actual=actual)
         folder = self.config.out / "findings"
         known = (folder / finding.identity / "finding.json").exists()

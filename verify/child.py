@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,14 @@ class Executor(Protocol):
         """Run and judge a case."""
         ...
 
+    def begin(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
+        """Start to run a case; `end` returns its outcome."""
+        ...
+
+    def end(self) -> Outcome:
+        """Return the outcome of the case that `begin` started."""
+        ...
+
     def outputs(self, case: Case) -> dict[str, Any]:
         """Run a case once and return its outputs as literals."""
         ...
@@ -42,11 +51,21 @@ class Inline:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self._runner = Runner(subject, pick_device(subject))
+        self._pending: tuple[Case, tuple[str, ...], bool]
         self.device = self._runner.device_name
 
     def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
         """Run and judge a case."""
         return self._runner.run(case, extras, refusal=refusal)
+
+    def begin(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
+        """Take a case; `end` runs it."""
+        self._pending = (case, extras, refusal)
+
+    def end(self) -> Outcome:
+        """Run the case that `begin` took."""
+        case, extras, refusal = self._pending
+        return self.run(case, extras, refusal=refusal)
 
     def outputs(self, case: Case) -> dict[str, Any]:
         """Run a case once and return its outputs as literals; what went wrong under ``error``."""
@@ -106,7 +125,8 @@ class Child:
         if name in process.loaded:
             return process.loaded[name]
         try:
-            answer = process.ask({"subject": name}, START_SECONDS)
+            process.send({"subject": name})
+            answer = process.receive(START_SECONDS)
         except DeadError:
             raise Unavailable(f"the process died loading it: {self._ended(process)}") from None
         except TimeoutError:
@@ -120,23 +140,38 @@ class Child:
         return process.loaded.setdefault(name, answer["ready"])
 
     def ask(self, subject: Subject, request: dict[str, Any]) -> dict[str, Any] | Outcome:
-        """Send a request that holds a case; a death or a hang of the child is returned as an outcome.
+        """Send a request that holds a case and return its answer: `send`, then `receive`."""
+        self.send(subject, request)
+        return self.receive()
+
+    def send(self, subject: Subject, request: dict[str, Any]) -> None:
+        """Send a request that holds a case, and return while the child works on it.
 
         Raises
         ------
         Unavailable
             If the subject can't be loaded again.
+        """
+        self.load(subject)
+        message = {"subject": subject.source or subject.name, **request}
+        if self.inflight is not None:
+            write_text(self.inflight, json.dumps(message))
+        # `receive` finds out how it ended.
+        with contextlib.suppress(DeadError, TimeoutError):
+            self._started().send(message)
+
+    def receive(self) -> dict[str, Any] | Outcome:
+        """Return the answer to the request sent last; a death or a hang of the child is returned as an outcome.
+
+        Raises
+        ------
         HarnessError
             If the child failed outside the subject.
         """
-        self.load(subject)
         process = self._started()
-        message = {"subject": subject.source or subject.name, **request}
-        if self.inflight is not None:
-            write_text(self.inflight, json.dumps({"subject": message["subject"], **request}))
         answer: dict[str, Any] | Outcome
         try:
-            answer = process.ask(message, self.seconds)
+            answer = process.receive(self.seconds)
         except TimeoutError:
             self._drop()
             answer = Outcome((Violation("hang", f"no result within {self.seconds:g} s"),), fatal=True)
@@ -197,8 +232,16 @@ class Isolated:
 
     def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
         """Run and judge a case; a death or a hang of the child is an outcome."""
-        request = {"case": case.to_json(), "extras": list(extras), "refusal": refusal}
-        answer = self.child.ask(self.subject, request)
+        self.begin(case, extras, refusal=refusal)
+        return self.end()
+
+    def begin(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
+        """Send a case to the child, and return while it works."""
+        self.child.send(self.subject, {"case": case.to_json(), "extras": list(extras), "refusal": refusal})
+
+    def end(self) -> Outcome:
+        """Return the outcome of the case sent last; a death or a hang of the child is an outcome."""
+        answer = self.child.receive()
         return answer if isinstance(answer, Outcome) else Outcome.from_json(answer)
 
     def outputs(self, case: Case) -> dict[str, Any]:

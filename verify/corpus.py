@@ -70,7 +70,7 @@ def _check_size(name: str, spec: TensorSpec) -> None:
 
 
 def case_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the case files that paths name: files themselves, ``case.json`` in finding folders, and ``*.json`` below."""
+    """Yield the case files that paths name: files, ``case.json`` in finding folders, and ``*.json`` below others."""
     for path in paths:
         if path.is_file():
             yield path

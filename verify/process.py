@@ -13,6 +13,8 @@ import tempfile
 import time
 from typing import Any
 
+SEND_SECONDS = 60.0
+"""How long a process may take to read a request."""
 TAIL = 1500
 """How much of a dead process's output goes into a finding."""
 
@@ -60,8 +62,22 @@ class WorkerProcess:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             self._owed += 1
 
-    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Send a request and return its answer.
+    def send(self, request: dict[str, Any]) -> None:
+        """Send a request; `receive` returns its answer.
+
+        Raises
+        ------
+        DeadError
+            If the process hangs up.
+        """
+        try:
+            self._socket.settimeout(SEND_SECONDS)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            raise DeadError from None
+
+    def receive(self, seconds: float) -> dict[str, Any]:
+        """Return the answer to the request sent last.
 
         Raises
         ------
@@ -72,13 +88,11 @@ class WorkerProcess:
         """
         deadline = time.monotonic() + seconds
         try:
-            self._socket.settimeout(seconds)
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
             while self._owed:
                 self._line(deadline)
                 self._owed -= 1
             return dict(json.loads(self._line(deadline)))
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionResetError:
             raise DeadError from None
 
     def _line(self, deadline: float) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -106,13 +107,13 @@ def simpler_values(case: Case, names: tuple[str, ...]) -> Iterator[Case]:
         for value in values:
             for simple in _simple(value):
                 yield case.but(**{name: _swap(spec, value, simple)})
-        for value, other in zip(values, values[1:], strict=False):
+        for value, other in itertools.pairwise(values):
             yield case.but(**{name: _swap(spec, other, value)})
         yield from _cells(case, name, spec)
 
 
 def flatter(case: Case, name: str) -> Iterator[Case]:
-    """Runs of a 1-d float tensor set to 0, long runs first."""
+    """Set runs of a 1-d float tensor to 0, long runs first."""
     spec = case.tensors.get(name)
     if spec is None or spec.rows is None or len(spec.shape) != 1:
         return
