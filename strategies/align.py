@@ -11,7 +11,7 @@ from .domain import AlignDomain
 from .draws import Draw, chance, pick, seed, sometimes
 from .ids import IdSpace, ids
 from .layouts import with_layout
-from .presets import Preset, preset_named, presets_in
+from .presets import Preset, chosen
 from .recipe import MAX_EXPERTS
 from .sizes import Choices, tokens
 
@@ -49,14 +49,10 @@ def cases(
     for name in ("experts", "block_sizes", "topk", "tokens"):
         if not len(getattr(domain, name)):
             raise ValueError(f"domain is empty: {name} allows no value")
-    models = presets_in(domain, "moe_align_block_size") if presets or preset is not None else []
-    if preset is not None:
-        models = [m for m in models if m.name == preset_named(preset).name]
-        if not models:
-            raise ValueError(f"preset is {preset!r}, which is outside the domain; allowed: one inside it")
+    models = chosen(domain, "moe_align_block_size", presets, preset)
     experts = Choices(domain.experts, domain.thresholds.get("experts", ()))
     sizes = experts, Choices(domain.topk), Choices(domain.block_sizes)
-    return _cases(domain, max_elements, sizes, tuple(models), preset is not None)
+    return _cases(domain, max_elements, sizes, models, preset is not None)
 
 
 @st.composite

@@ -11,7 +11,7 @@ from .draws import Draw, chance, pick, sometimes
 from .gate import non_padded
 from .ids import IdSpace, ids
 from .layouts import with_layout
-from .presets import Preset, preset_named, presets_in
+from .presets import Preset, chosen
 from .sizes import Choices, token_limit, tokens
 
 MAX_ELEMENTS = 1 << 18
@@ -50,13 +50,9 @@ def cases(
     for name in ("topk", "shared", "tokens", "shared_forms"):
         if not len(getattr(domain, name)):
             raise ValueError(f"domain is empty: {name} allows no value")
-    models = presets_in(domain, "append_shared_experts") if presets or preset is not None else []
-    if preset is not None:
-        models = [m for m in models if m.name == preset_named(preset).name]
-        if not models:
-            raise ValueError(f"preset is {preset!r}, which is outside the domain; allowed: one inside it")
+    models = chosen(domain, "append_shared_experts", presets, preset)
     sizes = Choices(domain.topk), Choices(domain.shared)
-    return _cases(domain, max_elements, sizes, tuple(models), preset is not None)
+    return _cases(domain, max_elements, sizes, models, preset is not None)
 
 
 @st.composite

@@ -11,7 +11,7 @@ from .case import Case, TensorSpec
 from .domain import GateDomain
 from .draws import Draw, chance, integer, pick, seed, sometimes
 from .layouts import with_layout
-from .presets import Preset, Shape, model_shapes, preset_named, presets_in
+from .presets import Preset, Shape, chosen, model_shapes
 from .recipe import MAX_EXPERTS
 from .sizes import Choices, token_limit, tokens
 
@@ -45,12 +45,8 @@ def cases(
         If the domain holds no case, or not the preset.
     """
     space = Space(domain, max_elements)
-    models = presets_in(domain, "fused_gate") if presets else []
-    if preset is not None:
-        models = [m for m in presets_in(domain, "fused_gate") if m.name == preset_named(preset).name]
-        if not models:
-            raise ValueError(f"preset is {preset!r}, which is outside the domain; allowed: one inside it")
-    return _cases(space, tuple(models), preset is not None)
+    models = chosen(domain, "fused_gate", presets, preset)
+    return _cases(space, models, preset is not None)
 
 
 class Space:

@@ -271,3 +271,30 @@ def model_shapes(model: Preset, domain: GateDomain) -> list[Shape]:
         for s in sorted({0, model.shared})
         if good and model.topk + s in domain.topk and s in domain.shared
     ]
+
+
+def chosen(domain: Domain, op: str, presets: bool, preset: str | None) -> tuple[Preset, ...]:
+    """Return the models whose shapes a strategy draws.
+
+    Parameters
+    ----------
+    domain : Domain
+        What the subject claims to support.
+    op : str
+        The op.
+    presets : bool
+        Shapes of real models are drawn some of the time.
+    preset : str, optional
+        Only this model's shape is drawn.
+
+    Raises
+    ------
+    ValueError
+        If the preset is unknown, or outside the domain.
+    """
+    models = presets_in(domain, op) if presets or preset is not None else []
+    if preset is not None:
+        models = [m for m in models if m.name == preset_named(preset).name]
+        if not models:
+            raise ValueError(f"preset is {preset!r}, which is outside the domain; allowed: one inside it")
+    return tuple(models)

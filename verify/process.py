@@ -24,7 +24,7 @@ class DeadError(Exception):
 
 
 class WorkerProcess:
-    """A process that runs `moeproof.verify.worker`, in a session of its own.
+    """A process that runs `moeproof.verify.worker`, in a process group of its own.
 
     Parameters
     ----------
