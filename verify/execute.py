@@ -87,6 +87,8 @@ class Runner:
             return self.device.type
         return f"cuda: {torch.cuda.get_device_name(self.device)}"
 
+    # Inference mode takes a third off the host's cost of a torch call, and is how serving engines run these kernels.
+    @torch.inference_mode()
     def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
         """Run a case twice with different poisons, compare what must not change, and judge the result.
 
@@ -110,6 +112,7 @@ class Runner:
             return self._raised(error, tokens, path, refusal)
         return Outcome(tuple(found), tokens, path)
 
+    @torch.inference_mode()
     def literal_outputs(self, case: Case) -> dict[str, Any]:
         """Run a case once and return its outputs as JSON data, unjudged; what went wrong under ``error``."""
         try:
