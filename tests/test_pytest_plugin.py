@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -39,15 +40,9 @@ test_absent = parity(absent, examples=5)
 
 def run(folder: Path, *arguments: str) -> tuple[int, str]:
     """Run pytest in a folder, in a process of its own with the plugin."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "moeproof.verify.pytest_plugin",
-        "-p",
-        "no:cacheprovider",
-    ]
+    installed = any(e.name == "moeproof" for e in importlib.metadata.entry_points(group="pytest11"))
+    plugin = [] if installed else ["-p", "moeproof.verify.pytest_plugin"]
+    command = [sys.executable, "-m", "pytest", *plugin, "-p", "no:cacheprovider"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "CI", "COV"))}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(

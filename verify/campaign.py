@@ -234,6 +234,9 @@ class Campaign:
         (case, refusal), state.pending = state.pending, None
         try:
             outcome = state.executor.end()
+        except Unavailable as error:
+            self._lost(state, str(error))
+            return
         except HarnessError as error:
             self._fault(state, case, str(error))
             return
