@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,3 +179,15 @@ def test_a_function_may_return_its_outputs_or_fill_ours() -> None:
     outputs = {"weights": torch.zeros(2, 1), "indices": torch.zeros(2, 1)}
     assert from_function(fills, "fused_gate", out=True)()(args, outputs) is None
     assert outputs["weights"].tolist() == [[2.0], [2.0]]
+
+
+def test_a_subject_file_imports_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "neighbour_kernels.py").write_text("def gate(logits, **rest):\n    return logits, logits\n")
+    file = tmp_path / "declares.py"
+    file.write_text(
+        "from moeproof.testing import subject\n"
+        "from neighbour_kernels import gate\n"
+        "mine = subject(gate, op='fused_gate', device='cpu')\n"
+    )
+    assert [s.name for s in load_file(file)] == ["declares:gate"]

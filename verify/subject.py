@@ -192,6 +192,9 @@ def load_file(path: str | Path) -> list[Subject]:
         raise SubjectError(f"subject file is {str(path)!r}; allowed: a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(file.parent) not in sys.path:
+        # As for a script, and as pytest does: the file's neighbours can be imported.
+        sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:
