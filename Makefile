@@ -6,18 +6,26 @@ SECONDS ?= 60
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# SITE=1 uses the packages that the machine already has (torch above all), installs and downloads nothing.
+ifdef SITE
+PY := PYTHONPATH=$(CURDIR)/src $(PYTHON)
+READY :=
+else
+PY := $(BIN)/python
+READY := $(STAMP)
+endif
 
 .PHONY: fuzz test test-gpu lint format bench clean
 
-fuzz: $(STAMP)
-	$(BIN)/moeproof fuzz --seconds $(SECONDS) $(ARGS)
+fuzz: $(READY)
+	$(PY) -m moeproof.verify.cli fuzz --seconds $(SECONDS) $(ARGS)
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
+test: $(READY)
+	$(PY) -m pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
 
 # On a machine with a CUDA device: everything, the tests that need one included.
-test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+test-gpu: $(READY)
+	$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,19 +36,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
-	$(BIN)/python ci/bench_harness.py $(ARGS)
+bench: $(READY)
+	$(PY) ci/bench_harness.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
 
-# SITE=1 uses the packages that the machine already has (torch above all) and downloads nothing.
-ifdef SITE
-$(STAMP): pyproject.toml
-	$(PYTHON) -m venv --system-site-packages $(VENV)
-	echo "$(CURDIR)/src" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/moeproof.pth
-	touch $@
-else
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moeproof needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
@@ -48,4 +49,3 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[cuda,test,lint]"
 	touch $@
-endif
