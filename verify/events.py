@@ -41,6 +41,10 @@ class Event:
     data: dict[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+
 
 Sink = Callable[[Event], None]
 
