@@ -209,6 +209,11 @@ class Case:
         if size > MAX_BYTES:
             raise CaseError(f"the case needs {size} bytes of input; allowed: {MAX_BYTES}")
 
+    @property
+    def main(self) -> TensorSpec:
+        """The tensor with a row for each token that every case of the op has."""
+        return self.tensors["logits" if self.op == "fused_gate" else "topk_ids"]
+
     def but(self, **changes: Any) -> Case:
         """Return a copy with params or tensors replaced by name; a tensor set to None is left out."""
         params, tensors = dict(self.params), dict(self.tensors)

@@ -142,7 +142,7 @@ def test_the_case_as_found_survives_an_interrupted_reduction(tmp_path: Path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "reduce_case", interrupted)
+        patch.setattr(module, "reduce_to_finding", interrupted)
         summary, events = fuzz(tmp_path, TIE)
     assert summary.interrupted
     assert events[-1].kind == "end"

@@ -23,8 +23,7 @@ from .coverage import Coverage
 from .events import Event, Sink
 from .execute import pick_device
 from .explore import beyond, derived, explore, inside
-from .finding import make_finding
-from .reduce.engine import reduce_case
+from .finding import reduce_to_finding
 from .subject import Subject, Unavailable, find
 from .violation import Violation
 
@@ -277,17 +276,13 @@ class Campaign:
         begin = time.monotonic()
         # Until the finding is written, the case as found is what survives Ctrl-C or a kill.
         raw = corpus.keep(self.config.out / "corpus", f"raw-{derived(case.dumps()):x}", case)
-        reduced = reduce_case(state.executor, case, violation, seconds=self.config.reduce_seconds, refusal=refusal)
+        limit = self.config.reduce_seconds
+        finding = reduce_to_finding(state.executor, case, violation, refusal=refusal, seconds=limit)
         self.reducing += time.monotonic() - begin
-        try:
-            actual = state.executor.outputs(reduced.case)
-        except Unavailable as error:
-            actual = {"error": str(error)}
-        if not reduced.failed and violation.check in ("cuda_error", "hang"):
-            text = f"{state.subject.name}: {violation.check} seen once, not again in {reduced.runs} runs: {raw}"
+        if not finding.failed and violation.check in ("cuda_error", "hang"):
+            text = f"{state.subject.name}: {violation.check} seen once, not again in {finding.runs} runs: {raw}"
             self._emit("note", text=text)
             return
-        finding = make_finding(state.subject, reduced, refusal=refusal, device=state.executor.device, actual=actual)
         folder = self.config.out / "findings"
         known = (folder / finding.identity / "finding.json").exists()
         if known:

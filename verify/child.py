@@ -125,7 +125,7 @@ class Child:
         if name in process.loaded:
             return process.loaded[name]
         try:
-            process.send({"subject": name})
+            process.send(json.dumps({"subject": name}))
             answer = process.receive(START_SECONDS)
         except DeadError:
             raise Unavailable(f"the process died loading it: {self._ended(process)}") from None
@@ -153,9 +153,9 @@ class Child:
             If the subject can't be loaded again.
         """
         self.load(subject)
-        message = {"subject": subject.source or subject.name, **request}
+        message = json.dumps({"subject": subject.source or subject.name, **request})
         if self.inflight is not None:
-            write_text(self.inflight, json.dumps(message))
+            write_text(self.inflight, message)
         # `receive` finds out how it ended.
         with contextlib.suppress(DeadError, TimeoutError):
             self._started().send(message)

@@ -17,15 +17,16 @@ from moeproof.references import gold
 from moeproof.strategies.case import Case, literal, plain
 from moeproof.strategies.domain_check import why_outside
 
+from .child import Executor
 from .contract import arguments
 from .files import write_text
 from .oracle.align import AlignRules, expected_align
 from .oracle.gate import GateParams, GateRules, gold_groups, gold_ids, score_rows, weight_bounds
 from .reduce.cost import OPTIONAL, PLAIN
-from .reduce.engine import Reduced
+from .reduce.engine import Reduced, reduce_case
 from .reduce.probe import wrong_argument
 from .repro import render_markdown, render_script
-from .subject import Subject
+from .subject import Subject, Unavailable
 from .violation import CHECKS, SEVERITY, Violation
 
 
@@ -143,6 +144,18 @@ def make_finding(
     )
 
 
+def reduce_to_finding(
+    executor: Executor, case: Case, violation: Violation, *, refusal: bool, seconds: float = 20.0
+) -> Finding:
+    """Reduce a failing case, run what is left once more for the report, and return the finding."""
+    reduced = reduce_case(executor, case, violation, seconds=seconds, refusal=refusal)
+    try:
+        actual = executor.outputs(reduced.case)
+    except Unavailable as error:  # the failure stands, whatever it has done to the process
+        actual = {"error": str(error)}
+    return make_finding(executor.subject, reduced, refusal=refusal, device=executor.device, actual=actual)
+
+
 def identity(subject: Subject, case: Case, violation: Violation, *, refusal: bool) -> str:
     """Return what tells one defect from another: subject, check, and what reduction could not make plain."""
     # Of a case that must be refused, only the argument that is wrong counts.
@@ -163,7 +176,7 @@ def features(case: Case) -> set[str]:
         if spec.strides is not None:
             found.add(f"{name}:strided")
         found |= {f"{name}:{kind}" for kind in _special(spec.rows)}
-    rows, columns = case.tensors["logits" if case.op == "fused_gate" else "topk_ids"].shape
+    rows, columns = case.main.shape
     found.add(f"rows~{_magnitude(rows)}")
     sizes = {"E": case.params.get("num_experts", columns), "k": case.params.get("topk", columns)}
     found |= {f"{n}~{_magnitude(int(v))}" for n, v in sizes.items()}

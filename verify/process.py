@@ -62,8 +62,8 @@ class WorkerProcess:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             self._owed += 1
 
-    def send(self, request: dict[str, Any]) -> None:
-        """Send a request; `receive` returns its answer.
+    def send(self, request: str) -> None:
+        """Send a request as JSON text of one line; `receive` returns its answer.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class WorkerProcess:
         """
         try:
             self._socket.settimeout(SEND_SECONDS)
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            self._socket.sendall(request.encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             raise DeadError from None
 

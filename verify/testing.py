@@ -20,9 +20,8 @@ from .campaign import ELEMENTS, EXTRA_EVERY
 from .child import Child, Executor, Isolated
 from .execute import pick_device
 from .explore import beyond, inside
-from .finding import Finding, make_finding
+from .finding import Finding, reduce_to_finding
 from .metamorphic import EXTRAS
-from .reduce.engine import reduce_case
 from .subject import OUTPUTS, Subject, SubjectError, Unavailable, from_function, register
 from .violation import CHECKS, Violation
 
@@ -209,12 +208,7 @@ def _check(executor: Executor, case: Case, extras: tuple[str, ...], *, refusal: 
 
 
 def _failure(executor: Executor, case: Case, violation: Violation, *, refusal: bool) -> ParityError:
-    reduced = reduce_case(executor, case, violation, refusal=refusal)
-    try:
-        actual = executor.outputs(reduced.case)
-    except Unavailable as error:  # the failure stands, whatever it has done to the process
-        actual = {"error": str(error)}
-    finding = make_finding(executor.subject, reduced, refusal=refusal, device=executor.device, actual=actual)
+    finding = reduce_to_finding(executor, case, violation, refusal=refusal)
     folder = finding.write(OUT / "findings")
     if not refusal:
         corpus.keep(OUT / "corpus", finding.identity, finding.case)

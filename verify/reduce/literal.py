@@ -22,7 +22,7 @@ MAX_VALUES = 1 << 17
 
 def tokens(case: Case) -> int:
     """Return T."""
-    return case.tensors[ROW_TENSORS[case.op][0]].shape[0]
+    return case.main.shape[0]
 
 
 def is_row_tensor(case: Case, name: str) -> bool:
