@@ -47,5 +47,5 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[cuda,test,lint]"
+	$(BIN)/python -m pip install --quiet --editable ".[cuda,lint,mutate,postgres,test,bench]"
 	touch $@

@@ -9,7 +9,7 @@ import torch
 
 from . import validate
 from .gate_plan import SCORINGS, GatePlan, plan
-from .launcher import Kernel, Params, load_kernel, sm_count
+from .launcher import Launchable, Params, device_name, load_kernel, sm_count
 
 _params = Params(6, "5q10i2f")  # GateParams of gate_row.cuh
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -24,7 +24,7 @@ class _Prepared:
     shape: tuple[int, int]
     device: torch.device
     plan: GatePlan | None  # None: no tokens
-    kernel: Kernel | None
+    kernel: Launchable | None
     constants: bytes
 
 
@@ -163,7 +163,7 @@ def run(
             logits.device,
             address & 15,
             call,
-            None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.device),
+            None if bias is None else (*_signature(bias), bias.data_ptr() & 15),
             None if num_token_non_padded is None else _signature(num_token_non_padded),
             None if expert_map is None else _signature(expert_map),
             None if out is None else tuple(map(_signature, out)),
@@ -175,7 +175,7 @@ def run(
         prepared = _prepare(logits, bias, *call, num_token_non_padded, expert_map, out)
         if len(_prepared) >= _MAX_PREPARED:
             _prepared.clear()
-        if key is not None:
+        if key is not None and logits.is_cuda:  # on the CPU the kernel is one executor's own
             _prepared[key] = prepared
     if out is None:
         device = prepared.device
@@ -194,7 +194,7 @@ def run(
         0 if num_token_non_padded is None else num_token_non_padded.data_ptr(),
         0 if expert_map is None else expert_map.data_ptr(),
     )
-    prepared.kernel.launch(prepared.plan.grid, prepared.plan.block, params)
+    prepared.kernel.launch(prepared.plan.grid, prepared.plan.block, params, overlap=True)
     return weights, indices
 
 
@@ -220,6 +220,8 @@ def check_arguments(
     """Raise TypeError or ValueError for arguments outside the domain; the device's kind is not looked at."""
     validate.tensor("logits", logits, 2, validate.FLOATS)
     tokens, experts = logits.shape
+    if tokens > validate.INT32_MAX:
+        raise ValueError(f"logits has {tokens} tokens; allowed: up to {validate.INT32_MAX}")
     if not 1 <= experts <= validate.MAX_EXPERTS:
         raise ValueError(f"logits has {experts} experts; allowed: 1 to {validate.MAX_EXPERTS}")
     if bias is not None:
@@ -284,9 +286,12 @@ def _prepare(
         scoring=scoring,
         biased=bias is not None,
         groups=groups,
+        places=topk,
         unit_stride=columns == 1 or experts == 1,
         alignment=_alignment(logits.data_ptr(), rows * logits.itemsize if tokens > 1 else 0),
+        bias_aligned=bias is None or (bias.stride(0) == 1 and bias.data_ptr() % (4 * bias.itemsize) == 0),
         sm_count=sm_count(index),
+        device=device_name(index),
     )
     constants = _params.freeze(
         tokens,

@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPT : 32 * TEAMS) fused_
   const int rank = SPLIT ? threadIdx.x : lane, threads = SPLIT ? blockDim.x : 32;
   const int first = rank * VPT;
   const long long step = (long long)gridDim.x * teams;
+  after_previous();
   const long long valid = p.num_valid_rows ? *p.num_valid_rows : p.rows;
   const bool scored = p.scored;
   const int size = p.experts / p.groups;
@@ -22,11 +23,11 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPT : 32 * TEAMS) fused_
 
   for (long long index = (long long)blockIdx.x * teams + team; index < p.rows; index += step) {
     if (index >= valid) {  // the same for the whole team
-      write_padding<SPLIT>(p, index);
+      write_padding<32, SPLIT>(p, index, true);
       continue;
     }
     const Row row = row_at(p, index, p.logits_dtype, p.column_stride);
-    float peak = -__uint_as_float(0x7f800000u), scale = 0.f;
+    float peak = -infinity(), scale = 0.f;
 #pragma unroll 4
     for (int e = rank; e < p.experts; e += threads) {
       const float x = row[e];
@@ -35,11 +36,11 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPT : 32 * TEAMS) fused_
     }
     // Until the next barrier a thread reads only what it staged itself.
     if (p.scoring == SOFTMAX) {
-      peak = row_peak<SPLIT>(peak, &softmax);
+      peak = row_peak<32, SPLIT>(peak, &softmax);
       unsigned long long sum = 0;
 #pragma unroll 1
       for (int e = rank; e < p.experts; e += threads) sum += softmax_term(__int_as_float(stage[e]), peak);
-      scale = row_scale<SPLIT>(sum, peak, &softmax);
+      scale = row_scale<32, SPLIT>(sum, peak, &softmax);
     }
 #pragma unroll 1
     for (int e = rank; e < p.experts; e += threads) {

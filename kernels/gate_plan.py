@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EXPERTS_PER_LANE = (4, 8, 12, 16, 32)
-"""Numbers of experts a lane where a warp owns a row; few, since a lane without experts costs next to nothing."""
-GROUPED_EXPERTS_PER_LANE = (8, 12, 16, 32)
+from .tuning import DEFAULT_GATE, gate_tuning
+
+PAIR_LANES = 16
+"""Lanes that own a row where a warp does two rows at once; also the most places such a row can have."""
+EXPERTS_PER_LANE: dict[int, tuple[int, ...]] = {16: (4, 8, 16, 24, 32), 32: (4, 8, 12, 16, 32)}
+"""Numbers of experts a lane, by lanes a row: few, since a lane without experts costs next to nothing."""
+GROUPED_EXPERTS_PER_LANE: dict[int, tuple[int, ...]] = {16: (12, 16, 32), 32: (8, 12, 16, 32)}
 """The same where a group of experts is whole lanes."""
 GENERIC_EXPERTS_PER_LANE = (4, 8, 16)
 """The same where layout, scoring and grouping are known at run time only."""
 SPLIT_EXPERTS = 512
 """More experts than this are split over several warps while there are few rows."""
-FEW_ROWS_PER_SM = 2
-"""Up to this many rows a multiprocessor, latency counts: rows are split, and a block holds one row."""
 SPLIT_EXPERTS_PER_LANE = 8
 """Experts a lane where a block owns a row and latency counts, or the body is the generic one."""
-BLOCK_EXPERTS_PER_LANE = 16
+BLOCK_EXPERTS_PER_LANE = 32
 """Experts a lane where a block owns a row and throughput counts."""
 FAST_ROUTED = 20
-"""Most routed places for which the kernel tries its threshold filter; the same number is in gate_row.cuh."""
+"""Most routed places for which the exact keys are filtered by a threshold; the same number is in gate_row.cuh."""
 TEAMS = 4
 """Warps a block, each with rows of its own, where throughput counts."""
-BLOCKS_PER_SM = {4: 12, 8: 10, 12: 8, 16: 7, 32: 4}
+BLOCKS_PER_SM = {4: 10, 8: 8, 12: 8, 16: 7, 24: 6, 32: 5}
 """Resident blocks of TEAMS warps by experts a lane (from register counts): the grid of a grid-stride loop."""
-ROW_BLOCKS_PER_SM = 8
-"""Blocks a multiprocessor where a block owns a row."""
+GROUPED_BLOCKS_PER_SM = {8: 8, 12: 8, 16: 6, 32: 5}
+"""The same where a group of experts is whole lanes."""
 
 SCORINGS = {"sigmoid": 0, "softmax": 1, "sqrtsoftplus": 2}
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -33,9 +35,9 @@ FILE, GENERIC_FILE = "fused_gate.cu", "fused_gate_generic.cu"
 _FAST_SCORINGS = ("sigmoid", "softmax")
 
 THRESHOLDS: dict[str, tuple[int, ...]] = {
-    "experts": tuple(32 * n for n in EXPERTS_PER_LANE),
-    "tokens": (132, 2 * 132),
-    "topk": (FAST_ROUTED,),
+    "experts": tuple(sorted({lanes * n for lanes, shares in EXPERTS_PER_LANE.items() for n in shares})),
+    "tokens": tuple(132 * n for n in (DEFAULT_GATE.few_split_rows_per_sm, DEFAULT_GATE.few_rows_per_sm)),
+    "topk": (PAIR_LANES, FAST_ROUTED),
 }
 """Sizes at which the launched variant changes (tokens: on a GPU of 132 multiprocessors)."""
 
@@ -50,8 +52,10 @@ class GatePlan:
         ``"warp"`` (a warp owns a row) or ``"block"``.
     grouping : str
         ``"none"``, ``"lanes"`` (a group is whole lanes) or ``"staged"`` (through shared memory).
+    lanes : int
+        Lanes of a warp that own a row; 32 where several warps do.
     experts_per_lane, vector, warps, teams : int
-        Experts a lane, elements a load, warps a row, rows a block at a time.
+        Experts a lane, elements a load, warps a row, warps or blocks with rows of their own a block.
     grid, block : int
         Blocks, and threads a block.
     file, name : str
@@ -60,6 +64,7 @@ class GatePlan:
 
     variant: str
     grouping: str
+    lanes: int
     experts_per_lane: int
     vector: int
     warps: int
@@ -78,9 +83,12 @@ def plan(
     scoring: str = "sigmoid",
     biased: bool = False,
     groups: int = 1,
+    places: int = 8,
     unit_stride: bool = True,
     alignment: int = 16,
+    bias_aligned: bool = True,
     sm_count: int = 132,
+    device: str = "",
 ) -> GatePlan:
     """Choose the instantiation and launch shape for a case.
 
@@ -96,32 +104,43 @@ def plan(
         There is a bias.
     groups : int
         G.
+    places : int
+        Places a row, shared ones included.
     unit_stride : bool
         Neighbouring experts are neighbours in memory.
     alignment : int
         Largest power of two, up to 16, that divides the address of every row.
+    bias_aligned : bool
+        The biases, if any, are neighbours in memory, the first at a multiple of four elements.
     sm_count : int
         Multiprocessors of the GPU.
+    device : str
+        Name of the GPU, for tuned numbers.
     """
-    few = tokens <= FEW_ROWS_PER_SM * sm_count
+    tuned, _ = gate_tuning(device)
+    few = tokens <= tuned.few_rows_per_sm * sm_count
     grouped = groups > 1
-    by_block = experts > 32 * EXPERTS_PER_LANE[-1] or (not grouped and few and experts > SPLIT_EXPERTS)
-    per_lane = 0
-    if unit_stride and scoring in _FAST_SCORINGS and not (by_block and grouped):
-        block_share = SPLIT_EXPERTS_PER_LANE if few else BLOCK_EXPERTS_PER_LANE
-        shares = GROUPED_EXPERTS_PER_LANE if grouped else (block_share,) if by_block else EXPERTS_PER_LANE
+    widest = 32 * EXPERTS_PER_LANE[32][-1]
+    fewer = tokens <= tuned.few_split_rows_per_sm * sm_count
+    by_block = experts > widest or (not grouped and fewer and experts > SPLIT_EXPERTS)
+    lanes = per_lane = 0
+    if unit_stride and bias_aligned and scoring in _FAST_SCORINGS and not (by_block and grouped):
         loads = min(alignment // (4 if dtype == "float32" else 2), 8)
-        for n in shares:
-            vector = _vector(dtype, n)
-            holds = by_block or n * _lanes_per_group(groups) >= experts // groups
+        block_share = SPLIT_EXPERTS_PER_LANE if fewer else BLOCK_EXPERTS_PER_LANE
+        whole_warps = few or places > PAIR_LANES or experts <= 2 * PAIR_LANES
+        forms = [(32, block_share)] if by_block else _forms(grouped, whole_warps)
+        for form in forms:
+            held = form[0] * form[1] if not grouped else form[1] * _lanes_per_group(groups, form[0])
+            vector = _vector(dtype, form[1])
+            holds = by_block or held >= experts // groups
             if holds and vector <= loads and experts // groups % vector == 0:
-                per_lane = n
+                lanes, per_lane = form
                 break
     if per_lane:
         grouping = "lanes" if grouped else "none"
-        file, name = FILE, _name(dtype, scoring, biased or grouped, grouped, per_lane, by_block)
+        file, name = FILE, _name(dtype, scoring, biased or grouped, grouped, lanes, per_lane, by_block)
     else:
-        grouping, vector = "staged" if grouped else "none", 1
+        grouping, vector, lanes = "staged" if grouped else "none", 1, 32
         by_block = experts > 32 * GENERIC_EXPERTS_PER_LANE[-1]
         fitting = (n for n in GENERIC_EXPERTS_PER_LANE if 32 * n >= experts)
         per_lane = SPLIT_EXPERTS_PER_LANE if by_block else next(fitting)
@@ -129,39 +148,52 @@ def plan(
 
     if by_block:
         warps, teams = -(-experts // (32 * per_lane)), 1
-        grid = min(tokens, ROW_BLOCKS_PER_SM * sm_count)
+        grid = min(tokens, tuned.row_blocks_per_sm * sm_count)
     else:
         warps, teams = 1, 1 if few else TEAMS
-        grid = min(-(-tokens // teams), BLOCKS_PER_SM[per_lane] * sm_count * TEAMS // teams)
+        rows = teams * 32 // lanes
+        resident = (GROUPED_BLOCKS_PER_SM if grouping == "lanes" else BLOCKS_PER_SM)[per_lane]
+        grid = min(-(-tokens // rows), resident * sm_count * TEAMS // teams)
     variant = "block" if by_block else "warp"
-    return GatePlan(variant, grouping, per_lane, vector, warps, teams, grid, 32 * warps * teams, file, name)
+    return GatePlan(variant, grouping, lanes, per_lane, vector, warps, teams, grid, 32 * warps * teams, file, name)
 
 
 def instantiations() -> list[tuple[str, str]]:
     """Return (file, name) of everything that `plan` can choose."""
+    forms = [(scored, False, *form, False) for scored in (False, True) for form in _all_forms(EXPERTS_PER_LANE)]
     block_shares = (SPLIT_EXPERTS_PER_LANE, BLOCK_EXPERTS_PER_LANE)
-    forms = [(scored, False, n, False) for scored in (False, True) for n in EXPERTS_PER_LANE]
-    forms += [(scored, False, n, True) for scored in (False, True) for n in block_shares]
-    forms += [(True, True, n, False) for n in GROUPED_EXPERTS_PER_LANE]
+    forms += [(scored, False, 32, n, True) for scored in (False, True) for n in block_shares]
+    forms += [(True, True, *form, False) for form in _all_forms(GROUPED_EXPERTS_PER_LANE)]
     names = [(FILE, _name(d, s, *form)) for d in DTYPES for s in _FAST_SCORINGS for form in forms]
     generic = [_generic_name(n, False) for n in GENERIC_EXPERTS_PER_LANE]
     generic.append(_generic_name(SPLIT_EXPERTS_PER_LANE, True))
     return names + [(GENERIC_FILE, name) for name in generic]
 
 
-def _name(dtype: str, scoring: str, scored: bool, grouped: bool, per_lane: int, split: bool) -> str:
+def _all_forms(shares: dict[int, tuple[int, ...]]) -> list[tuple[int, int]]:
+    return [(lanes, n) for lanes, numbers in shares.items() for n in numbers]
+
+
+def _forms(grouped: bool, whole_warps: bool) -> list[tuple[int, int]]:
+    """Return (lanes a row, experts a lane) to try, best first."""
+    forms = _all_forms(GROUPED_EXPERTS_PER_LANE if grouped else EXPERTS_PER_LANE)
+    return [form for form in forms if form[0] == 32 or not whole_warps]
+
+
+def _name(dtype: str, scoring: str, scored: bool, grouped: bool, lanes: int, per_lane: int, split: bool) -> str:
     # A sum over a group needs scores: logits alone won't do.
     flags = [str(flag).lower() for flag in (scored, grouped, split)]
-    return f"fused_gate<{DTYPES[dtype]}, {SCORINGS[scoring]}, {flags[0]}, {flags[1]}, {per_lane}, {flags[2]}>"
+    kind = f"{DTYPES[dtype]}, {SCORINGS[scoring]}, {flags[0]}, {flags[1]}"
+    return f"fused_gate<{kind}, {lanes}, {per_lane}, {flags[2]}>"
 
 
 def _generic_name(per_lane: int, split: bool) -> str:
     return f"fused_gate_generic<{per_lane}, {str(split).lower()}>"
 
 
-def _lanes_per_group(groups: int) -> int:
-    """Return the lanes of a warp for each group: a power of two, or 0 if there are more groups than lanes."""
-    return 32 >> (groups - 1).bit_length()
+def _lanes_per_group(groups: int, lanes: int) -> int:
+    """Return a row's lanes for each group: a power of two, or 0 if there are more groups than lanes."""
+    return lanes >> (groups - 1).bit_length()
 
 
 def _vector(dtype: str, per_lane: int) -> int:

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "gate_groups.cuh"
+#include "stream.cuh"
 
 constexpr int MAX_EXPERTS = 4096;
 constexpr int TEAMS = 4;         // most teams a block
@@ -44,8 +45,7 @@ struct Row {
   }
 };
 
-__device__ __forceinline__ Row row_at(const GateParams& p, long long row, int dtype,
-                                      long long column_stride) {
+__device__ __forceinline__ Row row_at(const GateParams& p, unsigned row, int dtype, long long column_stride) {
   const char* base = static_cast<const char*>(p.logits);
   return {base + row * p.row_stride * (dtype == FLOAT32 ? 4 : 2), column_stride, dtype};
 }
@@ -57,10 +57,11 @@ struct SoftmaxShared {
 
 __device__ __forceinline__ float max_keeping_nan(float a, float b) { return b != b || b > a ? b : a; }
 
-// Maximum of a row from each thread's; NaN enters, and never leaves.
-template <bool SPLIT>
+// Maximum of a row from each thread's; NaN enters, and never leaves. A row has LANES neighbouring lanes of a warp, or
+// with SPLIT a block.
+template <int LANES, bool SPLIT>
 __device__ __forceinline__ float row_peak(float peak, SoftmaxShared* shared) {
-  for (int step = 16; step; step >>= 1) peak = max_keeping_nan(peak, __shfl_xor_sync(~0u, peak, step));
+  for (int step = LANES / 2; step; step >>= 1) peak = max_keeping_nan(peak, __shfl_xor_sync(~0u, peak, step));
   if (SPLIT) {
     if ((threadIdx.x & 31) == 0) shared->peak[threadIdx.x >> 5] = peak;
     __syncthreads();  // every warp's maximum is written before any is read
@@ -77,17 +78,30 @@ __device__ __forceinline__ unsigned long long softmax_term(float x, float peak) 
 
 // 1 / sum of a row's terms from each thread's. A row with NaN or +inf, or of -inf only, gives NaN: all its
 // scores.
-template <bool SPLIT>
+template <int LANES, bool SPLIT>
 __device__ __forceinline__ float row_scale(unsigned long long sum, float peak, SoftmaxShared* shared) {
-  for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
+  for (int step = LANES / 2; step; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
   if (SPLIT) {
     if ((threadIdx.x & 31) == 0) shared->sum[threadIdx.x >> 5] = sum;
     __syncthreads();  // every warp's sum is written before any is read
     sum = 0;
     for (int w = 0; w < blockDim.x >> 5; ++w) sum += shared->sum[w];
   }
-  const bool finite = fabsf(peak) < __uint_as_float(0x7f800000u);
+  const bool finite = fabsf(peak) < infinity();
   return finite ? __fdiv_rn(1099511627776.f, (float)sum) : __uint_as_float(0x7fffffffu);
+}
+
+// Peak and scale of a row whose threads hold N logits each, -inf where there is none.
+template <int LANES, bool SPLIT, int N>
+__device__ __forceinline__ void softmax_of(const float (&x)[N], float& peak, float& scale, SoftmaxShared* shared) {
+  peak = x[0];
+#pragma unroll
+  for (int j = 1; j < N; ++j) peak = max_keeping_nan(peak, x[j]);
+  peak = row_peak<LANES, SPLIT>(peak, shared);
+  unsigned long long sum = 0;
+#pragma unroll
+  for (int j = 0; j < N; ++j) sum += softmax_term(x[j], peak);
+  scale = row_scale<LANES, SPLIT>(sum, peak, shared);
 }
 
 // The routed experts of one warp's run, or of the row, best first.
@@ -105,12 +119,12 @@ struct Rescorer {
   bool scored;
   float peak, scale;
 
-  __device__ __forceinline__ float score_of(int id, float& x) const {
-    x = row[id];
-    return score(scoring, x, peak, scale);
-  }
-  __device__ __forceinline__ int key_of(int id, float x, float s) const {
+  __device__ __forceinline__ float score_of(int id) const { return score(scoring, row[id], peak, scale); }
+  // Score and key; both loads are under way before either is used.
+  __device__ __forceinline__ int key_of(int id, float& s) const {
+    const float x = row[id];
     const float bias = scored && p.bias ? load_float(p.bias, p.bias_dtype, id * p.bias_stride) : 0.f;
+    s = score(scoring, x, peak, scale);
     return rank_key(scoring, scored, x, scored || scoring != SOFTMAX ? s : scale, __fsub_rn(0.f, bias));
   }
 };
@@ -149,12 +163,12 @@ __device__ __forceinline__ void pick(const int (&key)[VPT], int first, unsigned 
     }
     __syncwarp();  // the list is written before a lane reads its entry
     const int id = lane < count ? out->id[lane] : experts + lane;
-    float x, s = 0.f;
+    float s = 0.f;
     int mine = WORST;
     if (lane < count && id < experts) {
-      s = rescore.score_of(id, x);
       const bool in = is_kept(id);
-      mine = in ? rescore.key_of(id, x, s) : DROPPED;
+      mine = rescore.key_of(id, s);
+      if (!in) mine = DROPPED;
       if (s != s || !in) s = 0.f;
     }
     int rank = 0;
@@ -187,8 +201,8 @@ __device__ __forceinline__ void pick(const int (&key)[VPT], int first, unsigned 
     __syncwarp();  // the winners are written before lane r scores winner r
     if (lane < routed) {
       const int id = out->id[lane];
-      float x, s = 0.f;
-      if (id < experts && is_kept(id)) s = rescore.score_of(id, x);
+      float s = 0.f;
+      if (id < experts && is_kept(id)) s = rescore.score_of(id);
       out->score[lane] = s == s ? s : 0.f;
     }
   }
@@ -219,23 +233,35 @@ __device__ __forceinline__ void merge(const Picked* lists, int routed, int& id, 
   }
 }
 
-// Lane r turns place r into its weight and id. The sum is a tree over the 32 lanes, places past the last
-// adding 0.
-__device__ __forceinline__ void write_places(const GateParams& p, long long row, int id, float s) {
-  const int lane = threadIdx.x & 31;
-  float weight = lane < p.routed ? s : 0.f;
+// part / total for 0 <= part <= total, both finite, to 1 ulp; a division proper takes its slow path for part = 0.
+__device__ __forceinline__ float quotient(float part, float total) {
+  const float up = total < 0x1p-64f ? 0x1p64f : 1.f;  // out of the denormals
+  part = __fmul_rn(part, up);
+  total = __fmul_rn(total, up);
+  const float inverse = reciprocal_approx(total), q = __fmul_rn(part, inverse);
+  return __fmaf_rn(__fmaf_rn(-q, total, part), inverse, q);
+}
+
+// Slot r of 32 / SLOTS rows turns place r into its weight and id. The sum is a tree over the slots, places past the
+// last adding 0: the same bits for every SLOTS. A padded row holds ids -1 and weights 0.
+template <int SLOTS>
+__device__ __forceinline__ void write_places(const GateParams& p, long long row, bool writes, bool padded, int id,
+                                             float s) {
+  const int slot = threadIdx.x & (SLOTS - 1);
+  float weight = slot < p.routed ? s : 0.f;
   float total = weight;
 #pragma unroll
-  for (int step = 16; step; step >>= 1) total = __fadd_rn(total, __shfl_xor_sync(~0u, total, step));
-  if (p.renormalize) weight = total > 0.f ? __fdiv_rn(weight, total) : 0.f;
+  for (int step = SLOTS / 2; step; step >>= 1) total = __fadd_rn(total, __shfl_xor_sync(~0u, total, step));
+  if (p.renormalize) weight = total > 0.f ? quotient(weight, total) : 0.f;
   weight = __fmul_rn(weight, p.routed_scale);
-  if (lane >= p.routed) {
-    id = p.experts + lane - p.routed;
+  if (slot >= p.routed) {
+    id = p.experts + slot - p.routed;
     weight = p.shared_weight;
   }
-  if (lane < p.places) {
-    p.weights[row * p.places + lane] = weight;
-    p.indices[row * p.places + lane] = p.expert_map ? p.expert_map[id * p.map_stride] : id;
+  if (slot < p.places && writes) {
+    if (p.expert_map && !padded) id = p.expert_map[id * p.map_stride];
+    p.weights[row * p.places + slot] = padded ? 0.f : weight;
+    p.indices[row * p.places + slot] = padded ? -1 : id;
   }
 }
 
@@ -245,25 +271,26 @@ __device__ __forceinline__ void finish_row(const GateParams& p, long long row, c
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   if (!SPLIT) {
     const Picked& mine = picked[warp];
-    write_places(p, row, lane < p.routed ? mine.id[lane] : 0, lane < p.routed ? mine.score[lane] : 0.f);
+    const bool routed = lane < p.routed;
+    write_places<32>(p, row, true, false, routed ? mine.id[lane] : 0, routed ? mine.score[lane] : 0.f);
   } else {
     __syncthreads();  // all lists are written before the first warp merges them
     if (warp == 0) {
       int id;
       float s;
       merge(picked, p.routed, id, s);
-      write_places(p, row, id, s);
+      write_places<32>(p, row, true, false, id, s);
     }
   }
   team_sync<SPLIT>();  // this row's shared memory is read before the next row's is written
 }
 
 // Padding: ids -1 and weights 0.
-template <bool SPLIT>
-__device__ __forceinline__ void write_padding(const GateParams& p, long long row) {
-  const int lane = threadIdx.x & 31;
-  if ((!SPLIT || threadIdx.x < 32) && lane < p.places) {
-    p.weights[row * p.places + lane] = 0.f;
-    p.indices[row * p.places + lane] = -1;
+template <int LANES, bool SPLIT>
+__device__ __forceinline__ void write_padding(const GateParams& p, long long row, bool present) {
+  const int slot = threadIdx.x & (LANES - 1);
+  if ((!SPLIT || threadIdx.x < 32) && slot < p.places && present) {
+    p.weights[row * p.places + slot] = 0.f;
+    p.indices[row * p.places + slot] = -1;
   }
 }

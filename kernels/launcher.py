@@ -6,20 +6,29 @@ launch packs the struct and calls the driver once.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import struct
 import threading
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 
 from .compiler import Cubin, compile_cubin, load_source
+from .delays import with_delays
 
 MIN_CAPABILITY = (8, 0)
 """Oldest compute capability with warp-wide integer reductions."""
+OVERLAP_CAPABILITY = (9, 0)
+"""Oldest compute capability on which a launch can overlap the kernel before it."""
 _INVALID_CONTEXT = 201
 _CAPTURE_RELAXED = 2
+_MAX_SHARED, _CARVEOUT, _ANY_CLUSTER = 8, 9, 14
+"""Function attributes: most dynamic shared memory, share of the L1 that is shared memory, clusters past 8 blocks."""
+_OVERLAP = 6
+"""Launch attribute: programmatic stream serialisation."""
 _lock = threading.RLock()
 
 
@@ -31,13 +40,13 @@ class LaunchError(RuntimeError):
 def _driver() -> Any:
     """Return the driver library, initialised. Never called without a CUDA device."""
     cuda = ctypes.CDLL("libcuda.so.1")
-    # cuLaunchKernel gets no argtypes: converting eleven arguments by them costs more than the call itself.
-    # Its pointers are passed as c_void_p instead, its numbers fit a C int.
+    # cuLaunchKernelEx gets no argtypes: converting by them costs more than the call itself. It is passed c_void_p.
     pointer = ctypes.c_void_p
     cuda.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
     cuda.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
     cuda.cuDevicePrimaryCtxRetain.argtypes = [pointer, ctypes.c_int]
     cuda.cuGetErrorName.argtypes = [ctypes.c_int, pointer]
+    cuda.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
     for name in (
         "cuCtxPushCurrent_v2",
         "cuCtxPopCurrent_v2",
@@ -55,6 +64,43 @@ def _check(status: int, call: str) -> None:
         name = ctypes.c_char_p()
         _driver().cuGetErrorName(status, ctypes.byref(name))
         raise LaunchError(f"{call}: {name.value.decode() if name.value else 'CUDA error'} ({status})")
+
+
+class Launchable(Protocol):
+    """What `load_kernel` returns: a kernel that can be launched."""
+
+    def launch(self, grid: int, block: int, params: ctypes.c_void_p, shared: int = 0, overlap: bool = False) -> None:
+        """Launch `grid` blocks of `block` threads with what `Params.pack` returned; see `Kernel.launch`."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs kernels on CPU tensors in place of a CUDA device."""
+
+    sm_count: int
+
+    def load(self, file: str, name: str) -> Launchable:
+        """Return a kernel of a source file of this folder, by its name expression."""
+        ...
+
+
+_executor: Executor | None = None
+
+
+@contextlib.contextmanager
+def use_executor(executor: Executor) -> Iterator[None]:
+    """Have CPU tensors admitted, and their kernels loaded and launched by `executor`, in the whole process."""
+    global _executor
+    previous, _executor = _executor, executor
+    try:
+        yield
+    finally:
+        _executor = previous
+
+
+def runs_on_cpu() -> bool:
+    """Say whether an executor takes CPU tensors."""
+    return _executor is not None
 
 
 class Params(threading.local):
@@ -90,6 +136,24 @@ class Params(threading.local):
         return array
 
 
+_CONFIG = struct.Struct("<7I4x2QI4x")  # grid, block, dynamic shared memory, stream, attributes, their number
+# CUlaunchAttribute: programmatic stream serialisation is allowed.
+_overlap = ctypes.create_string_buffer(struct.pack("<i4xi60x", _OVERLAP, 1), 72)
+_OVERLAP_AT = ctypes.addressof(_overlap)
+
+
+class _Config(threading.local):
+    """A launch's shape and stream (CUlaunchConfig), one a thread as `Params` is."""
+
+    def __init__(self) -> None:
+        buffer = bytearray(_CONFIG.size)
+        self._struct = (ctypes.c_char * _CONFIG.size).from_buffer(buffer)
+        self.slot = (_CONFIG.pack_into, buffer, ctypes.c_void_p(ctypes.addressof(self._struct)))
+
+
+_config = _Config()
+
+
 class Kernel:
     """A kernel loaded on one device."""
 
@@ -97,9 +161,10 @@ class Kernel:
         self.device = device
         self._context = context
         self._function = ctypes.c_void_p(function)
-        self._launch = _driver().cuLaunchKernel
+        self._overlaps = capability(device) >= OVERLAP_CAPABILITY
+        self._launch = _driver().cuLaunchKernelEx
 
-    def launch(self, grid: int, block: int, params: ctypes.c_void_p) -> None:
+    def launch(self, grid: int, block: int, params: ctypes.c_void_p, shared: int = 0, overlap: bool = False) -> None:
         """Launch on torch's current stream of this kernel's device.
 
         Parameters
@@ -108,6 +173,11 @@ class Kernel:
             Blocks, and threads a block.
         params : c_void_p
             What `Params.pack` returned.
+        shared : int
+            Bytes of dynamic shared memory a block; past 48 KiB only for kernels loaded with as many.
+        overlap : bool
+            May start before the kernel before it on the stream has ended (programmatic dependent launch): every
+            thread calls `after_previous` of stream.cuh before it touches global memory.
 
         Raises
         ------
@@ -116,42 +186,62 @@ class Kernel:
         """
         if torch._C._cuda_getDevice() != self.device:
             with torch.cuda.device(self.device):
-                self._submit(grid, block, params)
+                self._submit(grid, block, params, shared, overlap)
         else:
-            self._submit(grid, block, params)
+            self._submit(grid, block, params, shared, overlap)
 
-    def _submit(self, grid: int, block: int, params: ctypes.c_void_p) -> None:
-        stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(self.device))
-        status = self._launch(self._function, grid, 1, 1, block, 1, 1, 0, stream, params, None)
+    def _submit(self, grid: int, block: int, params: ctypes.c_void_p, shared: int, overlap: bool) -> None:
+        stream = torch._C._cuda_getCurrentRawStream(self.device)
+        pack_into, buffer, config = _config.slot
+        attributes = int(overlap and self._overlaps)
+        pack_into(buffer, 0, grid, 1, 1, block, 1, 1, shared, stream, _OVERLAP_AT, attributes)
+        status = self._launch(config, self._function, params, None)
         if status == _INVALID_CONTEXT:  # a thread that has made no CUDA call yet
             _check(_driver().cuCtxSetCurrent(self._context), "cuCtxSetCurrent")
-            status = self._launch(self._function, grid, 1, 1, block, 1, 1, 0, stream, params, None)
+            status = self._launch(config, self._function, params, None)
         if status:
-            _check(status, "cuLaunchKernel")
+            _check(status, "cuLaunchKernelEx")
+
+
+def sm_count(device: int | None) -> int:
+    """Return the number of multiprocessors of a CUDA device; None is the executor that takes CPU tensors."""
+    return _sm_count(device) if _executor is None or device is not None else _executor.sm_count
 
 
 @functools.cache
-def sm_count(device: int) -> int:
-    """Return the number of multiprocessors of a CUDA device."""
+def _sm_count(device: int | None) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @functools.cache
+def device_name(device: int | None) -> str:
+    """Return a CUDA device's name; the executor that takes CPU tensors has none."""
+    return "" if device is None else str(torch.cuda.get_device_properties(device).name)
+
+
+@functools.cache
+def capability(device: int | None) -> tuple[int, int]:
+    """Return a CUDA device's compute capability; the executor that takes CPU tensors has the oldest that is allowed."""
+    return MIN_CAPABILITY if device is None else torch.cuda.get_device_capability(device)
+
+
+@functools.cache
 def _arch(device: int) -> str:
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = capability(device)
     if (major, minor) < MIN_CAPABILITY:
         raise ValueError(f"device is cuda:{device} with capability {major}.{minor}; allowed: 8.0 or newer")
     return f"sm_{major}{minor}"
 
 
 @functools.cache
-def _cubin(file: str, name: str, arch: str) -> Cubin:
-    return compile_cubin(load_source(file), (name,), arch)
+def _cubin(file: str, name: str, arch: str, delays: int = 0) -> Cubin:
+    source = load_source(file)
+    return compile_cubin(with_delays(source, delays) if delays else source, (name,), arch)
 
 
 @functools.cache
-def _kernel(file: str, name: str, device: int) -> Kernel:
-    cubin = _cubin(file, name, _arch(device))
+def _kernel(file: str, name: str, device: int, shared: int, delays: int) -> Kernel:
+    cubin = _cubin(file, name, _arch(device), delays)
     cuda = _driver()
     context, previous = ctypes.c_void_p(), ctypes.c_void_p()
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -164,13 +254,19 @@ def _kernel(file: str, name: str, device: int) -> Kernel:
         _check(cuda.cuModuleLoadData(ctypes.byref(module), cubin.code), "cuModuleLoadData")
         symbol = cubin.symbols[name].encode()
         _check(cuda.cuModuleGetFunction(ctypes.byref(function), module, symbol), "cuModuleGetFunction")
+        if shared:
+            attributes = {_MAX_SHARED: shared, _CARVEOUT: 100}
+            if capability(device) >= (9, 0):
+                attributes[_ANY_CLUSTER] = 1
+            for attribute, value in attributes.items():
+                _check(cuda.cuFuncSetAttribute(function, attribute, value), "cuFuncSetAttribute")
     finally:
         cuda.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
         cuda.cuCtxPopCurrent_v2(ctypes.byref(previous))
     return Kernel(device, int(context.value or 0), int(function.value or 0))
 
 
-def load_kernel(file: str, name: str, device: int) -> Kernel:
+def load_kernel(file: str, name: str, device: int | None, shared: int = 0, *, delays: int = 0) -> Launchable:
     """Return a kernel, compiled and loaded on first use.
 
     Parameters
@@ -179,8 +275,14 @@ def load_kernel(file: str, name: str, device: int) -> Kernel:
         Source file of this folder.
     name : str
         Name expression of the kernel.
-    device : int
-        Index of a CUDA device.
+    device : int, optional
+        Index of a CUDA device; None is the executor that takes CPU tensors. What that one returns is for its own
+        use only: it must not be kept for another.
+    shared : int
+        Most bytes of dynamic shared memory a block that it will be launched with. Any at all also gives the L1's
+        whole memory to shared memory, and allows clusters of more than 8 blocks.
+    delays : int
+        Seed of delays at its synchronisation points (see `with_delays`); 0 for none.
 
     Raises
     ------
@@ -191,5 +293,8 @@ def load_kernel(file: str, name: str, device: int) -> Kernel:
     ValueError
         If the device is too old.
     """
+    if device is None:
+        assert _executor is not None, "validate.on_cuda admits no CPU tensor without one"
+        return _executor.load(file, name)
     with _lock:
-        return _kernel(file, name, device)
+        return _kernel(file, name, device, shared, delays)

@@ -16,6 +16,8 @@ constexpr float LOG2E = 1.44269502e+0f;     // log2(e) rounded to float
 constexpr float LOG2E_LOW = 1.92596303e-8f; // log2(e) - LOG2E
 constexpr float TWO_POW_M64 = 5.42101086e-20f;
 
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
 __device__ __forceinline__ float exp2_approx(float x) {  // 2 ulp for |x| <= 1
 #ifdef __CUDA_ARCH__
   float y;
@@ -23,6 +25,16 @@ __device__ __forceinline__ float exp2_approx(float x) {  // 2 ulp for |x| <= 1
   return y;
 #else
   return exp2f(x);
+#endif
+}
+
+__device__ __forceinline__ float tanh_approx(float x) {  // to 2^-11 of the result
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return tanhf(x);
 #endif
 }
 

@@ -136,10 +136,10 @@ class TensorSpec:
         index = torch.arange(self.shape[0], device=device) % block.shape[0]
         return block[index].contiguous()
 
-    def build(self, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tensor as the subject sees it, and the storage that holds it with bait around it."""
+    def build(self, device: torch.device | str, guard: int = GUARD_BYTES) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tensor as the subject sees it, and the storage that holds it with `guard` bytes around it."""
         dtype = DTYPES[self.dtype]
-        guard = GUARD_BYTES // dtype.itemsize
+        guard //= dtype.itemsize
         bait = BAIT_FLOAT if dtype.is_floating_point else BAIT[dtype]
         storage = torch.full((guard + self.storage_elements + guard,), bait, dtype=dtype, device=device)
         strides = self.strides if self.strides is not None else contiguous_strides(self.shape)
@@ -267,9 +267,11 @@ class Case:
             raise CaseError(f"not JSON: {error}") from error
         return cls.from_json(data)
 
-    def build(self, device: torch.device | str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def build(
+        self, device: torch.device | str, guard: int = GUARD_BYTES
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the tensors as the subject sees them, and their storages with bait around them, by name."""
-        built = {name: spec.build(device) for name, spec in self.tensors.items()}
+        built = {name: spec.build(device, guard) for name, spec in self.tensors.items()}
         return {n: view for n, (view, _) in built.items()}, {n: storage for n, (_, storage) in built.items()}
 
 

@@ -16,6 +16,9 @@ from .recipe import MAX_EXPERTS
 from .sizes import Choices, token_limit, tokens
 
 MAX_ELEMENTS = 1 << 18
+VECTOR = 8
+"""Experts that the widest vector load takes, of 16-bit logits."""
+USUAL_SCORINGS = ("sigmoid", "softmax")
 SCALES = (1.0, 2.5, 2.827, 0.5, 1.0 / 3.0, 16.0)
 
 
@@ -87,18 +90,23 @@ class Space:
         low, high = -(-experts // domain.max_experts_per_group), min(experts, domain.max_groups)
         return [(G, -(-least * G // experts), G) for G in _divisors(experts) if low <= G <= high]
 
-    def draw(self, draw: Draw, model: Preset | None) -> tuple[int, Shape]:
+    def draw(self, draw: Draw, model: Preset | None, *, usual: bool = False) -> tuple[int, Shape]:
         """Draw T and the shape; shrinks towards the smallest, ungrouped and without shared experts.
 
-        A model takes as many choices as any shape, so that shrinking can leave it.
+        A model takes as many choices as any shape, so that shrinking can leave it. `usual` sizes are multiples of
+        `VECTOR` where the domain has them.
         """
         experts = self.experts.draw(draw, 1, MAX_EXPERTS)
+        if usual:
+            experts = self.rounded(experts)
         if model is not None:
             experts = model.experts
         allowed = self.domain.tokens
         high = token_limit(allowed, experts, self.max_elements)
         count = tokens(draw, allowed[0], high, self.domain.thresholds.get("tokens", ()))
         groupings = self.groupings(experts)
+        if usual:
+            groupings = [g for g in groupings if experts // g[0] % VECTOR == 0] or groupings
         # The first, ungrouped or without shared experts, half of the time.
         groups, low, high = pick(draw, [*groupings[:1] * (len(groupings) - 1), *groupings])
         topk_group = integer(draw, low, high)
@@ -113,6 +121,12 @@ class Space:
             return count, model_shapes(model, self.domain)[-1 if shared else 0]
         return count, Shape(experts, topk, shared, groups, topk_group)
 
+    def rounded(self, experts: int) -> int:
+        """Return the largest multiple of `VECTOR` up to E, at least one, or E where the domain has no such number."""
+        down = max(experts - experts % VECTOR, VECTOR)
+        allowed = down in self.domain.experts and down <= self.max_elements and bool(self.groupings(down))
+        return down if allowed else experts
+
 
 def _divisors(n: int) -> list[int]:
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
@@ -123,8 +137,11 @@ def _divisors(n: int) -> list[int]:
 def _cases(draw: Draw, space: Space, models: tuple[Preset, ...], only_models: bool) -> Case:
     domain = space.domain
     model = sometimes(draw, models, only_models)
-    count, shape = space.draw(draw, model)
-    scoring, renormalize = pick(draw, domain.scorings), pick(draw, domain.renormalize)
+    # As in production: the sizes, layouts and scorings that kernels are made for. The other half is anything.
+    usual = chance(draw, 2)
+    count, shape = space.draw(draw, model, usual=usual)
+    scorings = [s for s in domain.scorings if not usual or s in USUAL_SCORINGS] or domain.scorings
+    scoring, renormalize = pick(draw, scorings), pick(draw, domain.renormalize)
     scale = pick(draw, SCALES)
     if model is not None:
         scoring, renormalize, scale = model.scoring, model.renormalize, model.scale
@@ -138,17 +155,19 @@ def _cases(draw: Draw, space: Space, models: tuple[Preset, ...], only_models: bo
         "apply_routed_scaling_factor_on_output": pick(draw, domain.scale_on_output),
         "num_fused_shared_experts": shape.shared,
     }
-    return Case("fused_gate", params, _tensors(draw, domain, count, shape, model))
+    return Case("fused_gate", params, _tensors(draw, domain, count, shape, model, usual))
 
 
-def _tensors(draw: Draw, domain: GateDomain, count: int, shape: Shape, model: Preset | None) -> dict[str, TensorSpec]:
+def _tensors(
+    draw: Draw, domain: GateDomain, count: int, shape: Shape, model: Preset | None, usual: bool
+) -> dict[str, TensorSpec]:
     row = scores.Row(shape.experts, shape.topk - shape.shared, shape.groups, nan=domain.nan, inf=domain.inf)
     dtypes = domain.logits_dtypes
     if domain.bias == "required" and domain.bias_same_dtype:
         dtypes = tuple(d for d in dtypes if d in domain.bias_dtypes)
     dtype = model.dtype if model is not None and model.dtype in dtypes else pick(draw, dtypes)
     spec = TensorSpec(dtype, (count, shape.experts), recipe=scores.logits(draw, count, row))
-    tensors = {"logits": with_layout(draw, spec, domain.layouts)}
+    tensors = {"logits": with_layout(draw, spec, domain.layouts, usual=usual)}
     bias_dtypes = tuple(d for d in domain.bias_dtypes if d == dtype or not domain.bias_same_dtype)
     if _has_bias(draw, domain, model, bias_dtypes):
         recipe = scores.bias(draw, row)

@@ -12,6 +12,9 @@ from .draws import Draw, integer, pick
 PADDINGS = (1, 3, 4, 7, 8, 16, 33)
 """Elements between the rows of a row-strided tensor: odd ones break the alignment of every other row."""
 
+USUAL_PADDINGS = (8, 64)
+"""The same where every row stays aligned: what a slice of a wider matrix has."""
+
 
 def layouts_of(spec: TensorSpec) -> frozenset[str]:
     """Return what a tensor's layout asks of an implementation.
@@ -36,7 +39,7 @@ def layouts_of(spec: TensorSpec) -> frozenset[str]:
     return frozenset(found)
 
 
-def with_layout(draw: Draw, spec: TensorSpec, allowed: Sequence[str]) -> TensorSpec:
+def with_layout(draw: Draw, spec: TensorSpec, allowed: Sequence[str], *, usual: bool = False) -> TensorSpec:
     """Draw a layout for a tensor among those allowed; shrinks towards a contiguous one.
 
     Parameters
@@ -47,7 +50,12 @@ def with_layout(draw: Draw, spec: TensorSpec, allowed: Sequence[str]) -> TensorS
         A contiguous tensor of one or two dimensions.
     allowed : sequence of str
         Names of `domain.LAYOUTS`; a contiguous tensor is always allowed.
+    usual : bool
+        Rows lie in order and start at multiples of 16 bytes, as far as their length allows it.
     """
+    if usual:
+        gap = pick(draw, (0, 0, 0, *USUAL_PADDINGS)) if len(spec.shape) == 2 and "row_stride" in allowed else 0
+        return replace(spec, strides=(spec.shape[1] + gap, 1)) if gap else spec
     kinds = ((), ("offset",), ("offset", "row_stride", "transposed", "broadcast"))[len(spec.shape)]
     names = [n for n in kinds if n in allowed]
     # Contiguous half of the time: other layouts close fast paths.

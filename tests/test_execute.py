@@ -15,6 +15,7 @@ from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify.execute import Outcome, Runner, is_cuda_failure, pick_device
 from moeproof.verify.guard import POISONS, ZONE, as_bytes, carve
 from moeproof.verify.subject import Subject
+from moeproof.verify.violation import PENDING
 
 CPU = torch.device("cpu")
 ROWS = ((0.0, 1.0, 2.0, 3.0), (3.0, 2.0, 1.0, 0.0), (1.0, 1.0, 0.0, 2.0))
@@ -263,6 +264,22 @@ def test_devices() -> None:
     assert runner(nothing).device_name == "cpu"
 
 
+def test_a_launch_error_is_told_from_a_lost_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unchecked(args: Args, outputs: Outputs) -> None:
+        raise RuntimeError("CUDA error: invalid argument")
+
+    lost = False
+    monkeypatch.setattr("moeproof.verify.execute.is_context_lost", lambda device: lost)
+    monkeypatch.setattr("moeproof.verify.execute.is_cuda_failure", lambda error, device: "CUDA error" in str(error))
+    outcome = runner(unchecked).run(GATE)
+    assert only(outcome) == f"cuda_error: {PENDING}: RuntimeError: CUDA error: invalid argument"
+    assert not outcome.fatal
+    lost = True
+    outcome = runner(unchecked).run(GATE)
+    assert only(outcome) == "cuda_error: RuntimeError: CUDA error: invalid argument"
+    assert outcome.fatal
+
+
 def test_literal_outputs() -> None:
     made = runner(nothing).literal_outputs(GATE)
     assert [list(row) for row in made["indices"]] == [[3, 2], [0, 1], [3, 0]]
@@ -289,12 +306,12 @@ def by_size(args: Args, outputs: Outputs) -> None:
 def test_batch_variance() -> None:
     text = only(runner(by_size).run(GATE, ("batch_variance",)))
     assert text.startswith("batch_variance: row 1: weights are")
-    assert text.endswith("in one of 2")
+    assert text.endswith("in one of 3 (permuted)")
     assert runner(by_size).run(GATE).violations == ()
     assert runner(by_size, batch_invariant=False).run(GATE, ("batch_variance",)).violations == ()
-    # Two rows alone are outside this domain; so is one.
+    # Other numbers of rows are outside this domain.
     narrow = GateDomain(tokens=range(3, 4))
-    assert runner(by_size, domain=narrow).run(GATE, ("batch_variance",)).violations == ()
+    assert runner(by_size, domain=narrow).run(GATE, ("alone", "halves", "appended", "enlarged")).violations == ()
 
 
 def test_padded_rows_take_no_part_in_batch_variance() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from moeproof.verify.literals import repeated, source, wrapped
 from moeproof.verify.reduce.engine import Reduced, reduce_case
 from moeproof.verify.repro import tensor_call
 from moeproof.verify.subject import find
-from moeproof.verify.violation import Violation
+from moeproof.verify.violation import PENDING, Violation
 
 SCRIPTS = {
     "tie_order": ("gate-tie-higher-id", "right-gate"),
@@ -108,12 +109,42 @@ def _others() -> dict[str, Finding]:
     )
     strided = TensorSpec("float32", (2, 3), rows=((0.0, 1.0, 2.0), (5.0, 4.0, 3.0)), strides=(4, 1), offset=1)
     hang = gate((1, 13), ((0.0,) * 13,))
+    append_rows = append.but(
+        topk_ids=TensorSpec("int64", (4, 1), rows=((1,), (2,))),
+        topk_weights=TensorSpec("bfloat16", (4, 1), rows=((0.0,),)),
+        shared_weights=TensorSpec("float32", (4, 1), rows=((1.0,), (2.0,), (3.0,), (4.0,))),
+    )
+    row = tuple(0.3 * i for i in range(8))
+    sums = gate((2, 8), (row,), topk=7, renormalize=True)
+    narrow = sums.but(logits=TensorSpec("bfloat16", (2, 8), rows=((0.0, 0.3125, 0.625, 0.8125, 1.25, 1.5, 1.75, 2.0),)))
+    padded = gate((4, 8), (row,), topk=7, renormalize=True).but(num_token_non_padded=TensorSpec("int32", (), rows=(3,)))
+    many = Case(
+        "moe_align_block_size",
+        {"num_experts": 2, "block_size": 4},
+        {"topk_ids": TensorSpec("int32", (64, 1), rows=((0,), (1,)))},
+    )
+    tied = gate((1, 4), ((5.0, 5.0, 1.0, 1.0000001192092896),), topk=3)
+    labels = order.but(topk_ids=TensorSpec("int32", (1, 1), rows=((1,),)))
+    misread = _made("gate-misread-strided", gate((2, 2), ((1.0, 0.0), (0.0, 1.0))), "layout_variance")
+    text = "logits misaligned, its rows 5 elements apart: selection: row 1: ids"
+    misread = replace(misread, violation=Violation("layout_variance", text, extras=("layout",)))
     return {
         "hang": _made("gate-hangs", hang, "hang"),
         "signal": _made("gate-segfaults", gate((7, 1), ((0.0,),)), "cuda_error"),
         "exit": _made("gate-exits", gate((5, 1), ((0.0,),)), "cuda_error"),
         "refusal": _made("gate-accepts-outside", gate((1, 9), ((0.0,) * 9,), topk=9), "domain", refusal=True),
         "batch_variance": _made("gate-tokens-over-512", gate((514, 2), ((1.0, 0.0), (0.0, 1.0))), "batch_variance"),
+        "padded batch": _made("gate-sum-last-row", padded, "batch_variance"),
+        "append batch": _made("append-odd-tokens", append_rows, "batch_variance"),
+        "align batch": _made("align-over-64-ids", many, "batch_variance"),
+        "any order batch": _made("align-claims-bitwise", many, "batch_variance"),
+        "layout": _made("gate-sum-strided", sums, "layout_variance"),
+        "dtype": _made("gate-sum-bfloat16", narrow, "dtype_variance"),
+        "label": _made("align-first-expert-cut", labels, "label_variance"),
+        "misread": misread,
+        "near": replace(_made("gate-last-expert-lost", NEAR, "selection"), actual={"indices": [[1, 0]]}),
+        "near tie": replace(_made("gate-tie-higher-id", tied, "tie_order"), actual={"indices": [[1, 0, 3]]}),
+        "launch": _made("gate-raises-inside", gate((0, 2), ()), "cuda_error", f"{PENDING}: CUDA error"),
         "any order": _made("align-claims-bitwise", order, "align_layout"),
         "sentinel": _made("align-sentinel-dropped", sentinel, "align_layout"),
         "append": _made("append-zero-sign-lost", append, "weights"),
@@ -128,6 +159,17 @@ RIGHT_OTHERS = {
     "exit": "right-gate",
     "refusal": "gate-hangs",  # its domain ends at topk 4, and it says so
     "batch_variance": "right-gate",
+    "padded batch": "right-gate",
+    "append batch": "right-append",
+    "align batch": "right-align",
+    "any order batch": "right-align-backwards",
+    "layout": "right-gate-float32",
+    "dtype": "right-gate-float32",
+    "label": "right-align",
+    "misread": "right-gate",
+    "launch": "right-gate",
+    "near": "right-gate-float32",
+    "near tie": "right-gate-float32",
     "any order": "right-align-backwards",
     "sentinel": "right-align-sentinel",
     "append": "right-append",
@@ -164,7 +206,9 @@ def test_scripts_exit_with_1_for_a_wrong_subject_and_0_for_a_right_one(
 ) -> None:
     found = statuses([path for pair in scripts.values() for path in pair.values()])
     # Nothing is wrong with how the subject of this one reads strides, nor with its order: only the layout is shown.
-    expected = {p["wrong"].name: int(kind not in ("strided", "any order")) for kind, p in scripts.items()}
+    # The failed launch is not there without a GPU.
+    fine = ("strided", "any order", "any order batch", "launch")
+    expected = {p["wrong"].name: int(kind not in fine) for kind, p in scripts.items()}
     expected |= {pair["right"].name: 0 for pair in scripts.values() if "right" in pair}
     assert found == expected
 
@@ -204,6 +248,61 @@ def test_a_page_says_what_a_person_needs(findings: dict[str, Finding], tmp_path:
         assert words in page
     summary = json.loads((place / "finding.json").read_text())
     assert (summary["check"], summary["complete"], summary["failed"]) == ("tie_order", True, 10)
+
+
+NEAR = gate((1, 3), ((1.0, 1.0000001192092896, 5.0),), topk=2)
+"""Experts 0 and 1 are so near that float32 may take either; expert 2 is far ahead."""
+
+
+@pytest.mark.parametrize(
+    ("case", "check", "seen", "fine", "wrong"),
+    [
+        (NEAR, "selection", [1, 0], [[2, 1], [2, 0]], [[1, 0], [0, 2]]),
+        (NEAR.but(topk=3), "selection", [1, 0, 2], [[2, 1, 0], [2, 0, 1]], [[0, 2, 1]]),
+        (
+            gate((1, 4), ((5.0, 5.0, 1.0, 1.0000001192092896),), topk=3),
+            "tie_order",
+            [1, 0, 3],
+            [[0, 1, 2], [0, 1, 3]],
+            [[1, 0, 3], [1, 0, 2]],
+        ),
+    ],
+)
+def test_a_script_leaves_near_ties_open(
+    case: Case, check: str, seen: list[int], fine: list[list[int]], wrong: list[list[int]], tmp_path: Path
+) -> None:
+    finding = replace(_made("right-gate", case, check), actual={"indices": [seen]})
+    tree = ast.parse((finding.write(tmp_path) / "repro.py").read_text())
+    names = {"low_rank, high_rank", "ties"}
+    tree.body = [
+        n
+        for n in tree.body
+        if (isinstance(n, ast.FunctionDef) and n.name == "misplaced")
+        or (isinstance(n, ast.Assign) and ast.unparse(n.targets[0]).strip("()") in names)
+    ]
+    space: dict[str, Any] = {"inf": float("inf")}
+    exec(compile(tree, "repro.py", "exec"), space)
+    rows = [space[n][0] for n in ("ties", "low_rank", "high_rank") if n in space]
+    assert [space["misplaced"](*rows, ids) for ids in fine] == [False] * len(fine)
+    assert [space["misplaced"](*rows, ids) for ids in wrong] == [True] * len(wrong)
+
+
+def test_a_script_compares_ids_where_one_answer_is_right(tmp_path: Path) -> None:
+    finding = replace(_made("right-gate", gate((1, 2), ((0.0, 1.0),)), "selection"), actual={"indices": [[0]]})
+    assert "misplaced" not in (finding.write(tmp_path) / "repro.py").read_text()
+    # What was seen is no id, or is right as far as anyone can tell.
+    for seen in ([[7, 1]], [[2, 0]]):
+        finding = replace(_made("right-gate", NEAR, "selection"), actual={"indices": seen})
+        assert "misplaced" not in (finding.write(tmp_path) / "repro.py").read_text()
+
+
+def test_a_launch_error_that_passes_is_not_called_a_death(findings: dict[str, Finding], tmp_path: Path) -> None:
+    pending = findings["launch"]
+    assert "a launch fails, and its error comes out of a later call (T=0" in pending.title
+    assert "the CUDA context is lost, or the process dies (T=7" in findings["signal"].title
+    text = (pending.write(tmp_path) / "repro.py").read_text()
+    assert "died" not in text
+    assert "except RuntimeError as error:" in text
 
 
 def test_identity_tells_checks_and_flags_apart_and_nothing_else(findings: dict[str, Finding]) -> None:

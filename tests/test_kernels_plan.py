@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from moeproof.kernels import align_plan, gate_plan, validate
+from moeproof.kernels import align_block_size, align_plan, gate_plan, validate
 from moeproof.kernels.align_block_size import capacity
 from moeproof.kernels.compiler import load_source
 
@@ -42,23 +42,32 @@ CASES = [
         "scoring": scoring,
         "biased": biased,
         "groups": groups,
+        "places": places,
         "unit_stride": unit,
         "alignment": alignment,
+        "bias_aligned": bias_aligned,
     }
     for experts in EXPERTS
     for groups in {1, *(g for g in (2, 3, 8, 32, 64, experts) if experts % g == 0)}
-    for tokens in (1, 264, 265, 65536)
+    for tokens, places in ((1, 8), (528, 8), (529, 8), (65536, 8), (65536, 16), (65536, 17))
     for dtype in gate_plan.DTYPES
     for scoring in gate_plan.SCORINGS
     for biased in (True, False)
-    for unit, alignment in ((True, 2), (True, 4), (True, 8), (True, 16), (False, 16))
+    for unit, alignment, bias_aligned in (
+        (True, 2, True),
+        (True, 4, True),
+        (True, 8, True),
+        (True, 16, True),
+        (True, 16, False),
+        (False, 16, True),
+    )
 ]
 
 
 def test_gate_plans_hold_what_the_kernel_assumes() -> None:
     for case in CASES:
         chosen = gate_plan.plan(**case)
-        held = 32 * chosen.experts_per_lane * chosen.warps
+        held = chosen.lanes * chosen.experts_per_lane * chosen.warps
         assert held >= case["experts"], case
         assert chosen.block == 32 * chosen.warps * chosen.teams <= 1024
         assert chosen.warps == 1 or chosen.teams == 1
@@ -68,6 +77,8 @@ def test_gate_plans_hold_what_the_kernel_assumes() -> None:
         if chosen.file == gate_plan.FILE:
             itemsize = 4 if case["dtype"] == "float32" else 2
             assert case["unit_stride"]
+            assert case["bias_aligned"]
+            assert chosen.lanes == 32 or case["places"] <= chosen.lanes == 16
             assert case["scoring"] != "sqrtsoftplus"
             assert chosen.vector * itemsize <= case["alignment"]
             assert case["experts"] // case["groups"] % chosen.vector == 0
@@ -77,12 +88,16 @@ def test_gate_plans_hold_what_the_kernel_assumes() -> None:
 def test_instantiations_are_few_and_all_that_plans_choose() -> None:
     chosen = {(p.file, p.name) for p in (gate_plan.plan(**case) for case in CASES)}
     assert chosen == set(gate_plan.instantiations())
-    assert len(gate_plan.instantiations()) == len(chosen) <= 120
+    assert len(gate_plan.instantiations()) == len(chosen) <= 200
 
 
 def test_align_instantiations_are_few_and_all_that_plans_choose() -> None:
-    plans = [align_plan.plan(n, e, 16) for n in (64, 65536, 2**23) for e in (8, 1024, 2048, 4096)]
-    plans += [align_plan.plan(2**25, e, 16) for e in (8, 512, 1024)]
+    plans = [
+        align_plan.plan(n, e, 16, capability=capability)
+        for n in (64, 4096, 8192, 2**23)
+        for e in (8, 4096)
+        for capability in ((8, 0), (9, 0), (12, 0))
+    ]
     chosen = {name for p in plans for name in (p.place, p.histogram) if name} | {"scan_tiles"}
     assert chosen == set(align_plan.instantiations())
 
@@ -94,7 +109,7 @@ def test_lane_groups_are_whole_lanes_of_one_warp() -> None:
         assert (chosen.grouping == "none") == (case["groups"] == 1)
         if chosen.grouping == "lanes":
             seen += 1
-            lanes = 32 >> (case["groups"] - 1).bit_length()
+            lanes = chosen.lanes >> (case["groups"] - 1).bit_length()
             assert lanes * chosen.experts_per_lane >= case["experts"] // case["groups"]
             assert chosen.variant == "warp"
     assert seen
@@ -129,45 +144,71 @@ def test_numbers_shared_with_the_sources_agree() -> None:
     assert f"constexpr int TEAMS = {gate_plan.TEAMS};" in gate
     assert f"constexpr int MAX_EXPERTS = {validate.MAX_EXPERTS};" in gate
     assert f"constexpr int THREADS = {align_plan.THREADS};" in align
-    assert f"__launch_bounds__({align_plan.SCAN_THREADS}) scan_tiles" in align
-    assert f"blockIdx.x * {align_plan.SCAN_EXPERTS} + lane" in align
+    assert align_plan.SCAN_THREADS == align_plan.THREADS
+    assert f"constexpr int SLICE = {align_plan.SCAN_EXPERTS};" in align
+    assert f"constexpr int MAX_SLICES = {align_plan.MAX_SLICES};" in align
+    assert f"constexpr int CHUNKS = {align_plan.CLUSTER_CHUNKS}," in align
 
 
-def numbers(name: str) -> list[int]:
-    return [int(n) for n in re.findall(r"\d+", name)]
+DEVICES = [(132, (9, 0)), (148, (10, 0)), (188, (12, 0)), (108, (8, 0)), (84, (8, 6)), (20, (9, 0)), (1, (8, 0))]
 
 
-@pytest.mark.parametrize("experts", [1, 8, 256, 512, 513, 1024, 1025, 2048, 2049, 4095, 4096])
-@pytest.mark.parametrize("numel", [1, 8, 512, 513, 2048, 2049, 65536, 524288, 4194304, 4194305, 2**30])
+@pytest.mark.parametrize("experts", [1, 8, 256, 512, 513, 1024, 1025, 4095, 4096])
+@pytest.mark.parametrize("numel", [1, 8, 512, 513, 4096, 4097, 65536, 524288, 524289, 2**21 + 1, 2**30])
 @pytest.mark.parametrize("block_size", [1, 64])
 def test_align_plans_hold_what_the_kernels_assume(numel: int, experts: int, block_size: int) -> None:
-    chosen = align_plan.plan(numel, experts, block_size)
-    assert chosen == align_plan.plan(numel, experts, block_size)
-    buckets, warps, chunks, mode = numbers(chosen.place)
-    assert buckets == chosen.buckets >= experts
-    assert mode == ("single", "fused", "scanned").index(chosen.variant)
-    assert (chosen.tiles - 1) * chosen.tile_length < numel <= chosen.tiles * chosen.tile_length
-    if chosen.variant == "single":
-        assert numel <= 32 * warps * chunks
-    else:
-        assert chosen.grid > chosen.tiles, "no block writes the padding"
-    if chosen.variant == "fused":
-        assert chosen.tiles * experts <= align_plan.FUSED_COUNTS
-    counters = 2 * warps * buckets + 4 * (buckets + 1)
-    assert counters + (8 * buckets if chosen.variant == "fused" else 8) + 128 <= 48 * 1024
+    for sm_count, capability in DEVICES:
+        chosen = align_plan.plan(numel, experts, block_size, sm_count=sm_count, capability=capability)
+        again = align_plan.plan(numel, experts, block_size, sm_count=sm_count, capability=capability)
+        assert chosen == again
+        assert chosen.place in align_plan.instantiations()
+        assert chosen.shared <= align_plan.shared_limit(capability)
+        assert (chosen.tiles - 1) * chosen.tile_length < numel <= chosen.tiles * chosen.tile_length
+        ranked = 32 * chosen.rank_warps
+        assert chosen.rank_warps <= align_plan.WARPS
+        if chosen.variant == "few":
+            per, ids = map(int, re.findall(r"\d+", chosen.place))
+            assert per * align_plan.THREADS >= experts
+            assert ids * align_plan.THREADS >= numel
+            assert 8 * per * align_plan.THREADS + 64 <= 48 << 10
+            assert chosen.own <= ranked == 32
+            assert (chosen.grid - 1) * chosen.own < numel <= chosen.grid * chosen.own
+        elif chosen.variant == "cluster":
+            assert chosen.tiles == align_plan.cluster_size(capability)
+            assert chosen.grid % chosen.tiles == 0
+            assert chosen.own * (chosen.grid // chosen.tiles) >= chosen.tile_length
+            assert chosen.own <= ranked * align_plan.CLUSTER_CHUNKS
+            assert chosen.tile_length < 1 << 16, "counts by warp start at the tile's, in 16 bits"
+        else:
+            assert chosen.grid == chosen.tiles
+            assert chosen.own <= ranked * align_plan.PLACE_CHUNKS < 1 << 16
+            assert chosen.tiles * (experts + 1) <= 1 << 24, "scratch"
 
 
-def launches(ids: int, experts: int) -> tuple[str, int]:
+def shape(ids: int, experts: int) -> tuple[str, str, int, bool]:
+    """What the thresholds are thresholds of: variant, instantiation, tiles, more than one round a tile."""
     chosen = align_plan.plan(ids, experts, 1)
-    return chosen.variant, 0 if chosen.variant == "single" else chosen.tile_length
+    return chosen.variant, chosen.place, chosen.tiles, chosen.own < chosen.tile_length
 
 
 def test_align_thresholds_are_where_the_plan_changes() -> None:
-    for experts in align_plan.THRESHOLDS["experts"][:-2]:
-        assert align_plan.plan(64, experts, 1).place != align_plan.plan(64, experts + 1, 1).place
-    first = {align_plan.plan(64, e, 1).buckets: e for e in (512, 1024, 2048, 4096)}
+    for experts in align_plan.THRESHOLDS["experts"]:
+        assert shape(64, experts) != shape(64, experts + 1)
     for ids in align_plan.THRESHOLDS["ids"]:
-        assert any(launches(ids, e) != launches(ids + 1, e) for e in first.values()), ids
+        assert shape(ids, 256) != shape(ids + 1, 256), ids
+    changes = {n + 31 for n in range(1, 1 << 18, 32) if shape(n, 256)[:2] != shape(n + 32, 256)[:2]}
+    assert len(changes) == 3
+    assert changes <= set(align_plan.THRESHOLDS["ids"])
+
+
+@pytest.mark.parametrize("value", [1, 2, 3, 5, 7, 8, 13, 64, 127, 300, 65535, 65537, 2**30, 2**31 - 1])
+def test_divisors_divide(value: int) -> None:
+    multiplier, shift = align_block_size._divisor(value)
+    assert 0 < multiplier < 1 << 32
+    edges = {k * value + d for k in (1, 2, 3, 1000, (2**31 - 1) // value) for d in (-1, 0, 1)}
+    for n in {0, 1, 2**31 - 1, 2**31 - 2, *edges}:
+        if 0 <= n < 1 << 31:
+            assert n * multiplier >> shift == n // value
 
 
 @pytest.mark.parametrize(

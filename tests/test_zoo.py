@@ -10,9 +10,9 @@ from hypothesis.strategies import SearchStrategy
 from zoo import WRONG, Entry
 
 from moeproof.strategies.case import Case
-from moeproof.verify.campaign import EXTRA_EVERY
 from moeproof.verify.child import Child, Executor, Inline, Isolated
 from moeproof.verify.explore import beyond, explore, inside
+from moeproof.verify.extras import sampled
 from moeproof.verify.reduce.engine import Reduced, reduce_case
 from moeproof.verify.violation import Violation
 
@@ -47,7 +47,7 @@ def first_failure(
         nonlocal ran
         if found:
             return
-        extras = () if refusal else tuple(n for n, every in EXTRA_EVERY.items() if ran % every == 0)
+        extras = () if refusal else sampled(ran, executor.subject.op)
         ran += 1
         outcome = executor.run(case, extras, refusal=refusal)
         found.extend(Found(case, v, refusal) for v in outcome.violations if v.check in entry.check)

@@ -16,7 +16,9 @@ from moeproof.strategies.case import DTYPES, Case
 from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDomain
 from moeproof.strategies.outside import UNBOUNDED
 
+from .delayed import delayed_module
 from .libraries import ADAPTERS
+from .simt.subjects import subjects as simt
 from .subject import OUTPUTS, Call, Subject, Unavailable, from_function, register
 
 _FULL: dict[str, Domain] = {
@@ -78,7 +80,7 @@ def _references() -> None:
             )
 
 
-def _own_call(op: str) -> Callable[[], Call]:
+def _own_call(op: str, *, delayed: bool = False) -> Callable[[], Call]:
     def load() -> Call:
         module = {
             "fused_gate": "fused_gate",
@@ -86,7 +88,8 @@ def _own_call(op: str) -> Callable[[], Call]:
             "append_shared_experts": "append_shared_experts",
         }[op]
         try:
-            function = getattr(importlib.import_module(f"moeproof.kernels.{module}"), op)
+            source = delayed_module(module) if delayed else importlib.import_module(f"moeproof.kernels.{module}")
+            function = getattr(source, op)
             importlib.import_module("moeproof.kernels.ops")
         except ImportError as error:
             raise Unavailable(f"{error}; install moeproof[cuda]") from error
@@ -114,6 +117,7 @@ def _gate_path(case: Case) -> str:
     outer, inner = spec.strides or (experts, 1)
     item = DTYPES[spec.dtype].itemsize
     step = (spec.offset | (outer if tokens > 1 else 0)) * item
+    bias = case.tensors.get("bias")
     chosen = gate_plan.plan(
         tokens,
         experts,
@@ -121,10 +125,14 @@ def _gate_path(case: Case) -> str:
         scoring=str(case.params.get("scoring", "sigmoid")),
         biased="bias" in case.tensors,
         groups=int(case.params.get("num_expert_group", 1)),
+        places=int(case.params["topk"]),
         unit_stride=inner == 1 or experts == 1,
         alignment=min(16, step & -step) if step else 16,
+        bias_aligned=bias is None or (bias.offset % 4 == 0 and (bias.strides or (1,))[0] == 1),
     )
-    return f"{chosen.file.removesuffix('.cu')} {chosen.variant} {chosen.grouping} {chosen.experts_per_lane}"
+    return (
+        f"{chosen.file.removesuffix('.cu')} {chosen.variant} {chosen.grouping} {chosen.lanes}x{chosen.experts_per_lane}"
+    )
 
 
 def _align_path(case: Case) -> str:
@@ -149,9 +157,27 @@ def _own() -> None:
                 device="cuda",
                 refuses=True,
                 capturable=True,
+                layout_invariant=True,
+                dtype_invariant=True,
                 path=_PATHS.get(op),
                 version=_version,
                 tags=("own", "fake"),
+            )
+        )
+
+
+def _delayed() -> None:
+    for op in ("fused_gate", "moe_align_block_size"):
+        register(
+            Subject(
+                name=f"own:{op}@delays",
+                op=op,
+                load=_own_call(op, delayed=True),
+                domain=_OWN[op],
+                device="cuda",
+                path=_PATHS.get(op),
+                version=_version,
+                tags=("own",),
             )
         )
 
@@ -162,6 +188,13 @@ def _libraries() -> None:
             register(subject)
 
 
+def _simt() -> None:
+    for subject in simt():
+        register(subject)
+
+
 _references()
 _own()
+_delayed()
+_simt()
 _libraries()

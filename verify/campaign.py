@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ from moeproof.strategies.domain_check import why_outside
 from . import corpus
 from .child import Child, Executor, HarnessError, Inline, Isolated
 from .config import Config
-from .coverage import Coverage
+from .coverage import Coverage, expert_buckets
 from .events import Event, Sink
 from .execute import pick_device
 from .explore import beyond, derived, explore, inside
-from .finding import reduce_to_finding
+from .extras import complete, sampled
+from .finding import artefacts, reduce_to_finding, version_of
+from .perturb import missing
 from .subject import Subject, Unavailable, find
 from .violation import Violation
 
@@ -33,8 +37,6 @@ ROUNDS = 4
 """How often each subject gets its turn within the time."""
 OUTSIDE_EVERY = 8
 """One chunk in so many probes the edge of the domain, of subjects that promise to refuse."""
-EXTRA_EVERY = {"batch_variance": 4, "graph_replay": 32, "fake_op": 64}
-"""One case in so many also runs a check that costs extra launches."""
 ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20}
 """Default of the largest number of elements in a generated tensor."""
 MAX_REDUCTIONS = 8
@@ -51,6 +53,7 @@ class State:
     coverage: Coverage = field(default_factory=Coverage)
     chunks: int = 0
     cases: int = 0
+    spent: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
     reductions: Counter[str] = field(default_factory=Counter)
     out: str = ""
@@ -104,10 +107,20 @@ class Campaign:
             try:
                 executor = self._executor(subject)
             except Unavailable as error:
-                self._emit("unavailable", subject=subject.name, reason=str(error))
+                self._emit("unavailable", subject=subject.name, op=subject.op, reason=str(error))
                 continue
             self.states.append(State(subject, executor))
-            self._emit("subject", subject=subject.name, op=subject.op, device=executor.device)
+            self._emit(
+                "subject",
+                subject=subject.name,
+                op=subject.op,
+                device=executor.device,
+                version=version_of(subject),
+                experts=expert_buckets(subject.domain),
+            )
+        on_gpu = any(s.executor.device.startswith("cuda") for s in self.states)
+        if self.config.perturb and on_gpu and (reason := missing()):
+            self._emit("note", text=f"no case runs under perturbation: {reason}")
 
     def _executor(self, subject: Subject) -> Executor:
         if not self.config.isolate:
@@ -150,7 +163,7 @@ class Campaign:
         share = [entry for entry in entries if self._mine(entry.path)]
         for entry, state in itertools.product(share, self.states):
             if entry.case.op == state.subject.op and why_outside(entry.case, state.subject.domain) is None:
-                self._case(state, entry.case, extras=tuple(EXTRA_EVERY))
+                self._case(state, entry.case, extras=complete(perturb=self.config.perturb))
 
     # -- fuzzing -------------------------------------------------------------------------------------------------
 
@@ -201,21 +214,32 @@ class Campaign:
             self._end_case(state)
             if state.out or (until is not None and self._fuzzing() > until):
                 return
-            extras = () if refusal else tuple(n for n, every in EXTRA_EVERY.items() if state.cases % every == 0)
+            extras = () if refusal else sampled(state.cases, subject.op, perturb=self.config.perturb)
             if refusal or why_outside(case, subject.domain) is None:
                 self._begin_case(state, case, extras, refusal)
 
         try:
-            explore(strategy, body, start=start, count=max(2, count))
-            self._end_case(state)
+            with self._timed(state):
+                explore(strategy, body, start=start, count=max(2, count))
+                self._end_case(state)
         except (Unsatisfiable, FailedHealthCheck) as error:
             self._lost(state, f"no case of its domain can be drawn: {error}")
 
     def _case(self, state: State, case: Case, *, extras: tuple[str, ...], refusal: bool = False) -> None:
         if state.out or (not refusal and why_outside(case, state.subject.domain) is not None):
             return
-        self._begin_case(state, case, extras, refusal)
-        self._end_case(state)
+        with self._timed(state):
+            self._begin_case(state, case, extras, refusal)
+            self._end_case(state)
+
+    @contextlib.contextmanager
+    def _timed(self, state: State) -> Iterator[None]:
+        """Add the time spent inside, without reduction, to a subject's."""
+        begin = self._fuzzing()
+        try:
+            yield
+        finally:
+            state.spent += self._fuzzing() - begin
 
     def _begin_case(self, state: State, case: Case, extras: tuple[str, ...], refusal: bool) -> None:
         """Hand a case to the executor; the child works on it while the next one is drawn."""
@@ -240,7 +264,8 @@ class Campaign:
             self._fault(state, case, str(error))
             return
         state.cases += 1
-        state.coverage.add(case, outcome.rows, outcome.path)
+        failed = bool(outcome.violations)
+        state.coverage.add(case, outcome.rows, outcome.path, failed=failed, refusal=refusal)
         for violation in outcome.violations:
             try:
                 self._failed(state, case, violation, refusal)
@@ -253,7 +278,7 @@ class Campaign:
     def _lost(self, state: State, reason: str) -> None:
         """Leave a subject out for the rest of the run."""
         state.out = reason
-        self._emit("unavailable", subject=state.subject.name, reason=reason)
+        self._emit("unavailable", subject=state.subject.name, op=state.subject.op, reason=reason)
 
     def _fault(self, state: State, case: Case, text: str) -> None:
         """Report a fault of the harness, keep its case, and leave the subject out."""
@@ -288,7 +313,8 @@ class Campaign:
         if known:
             if finding.identity not in self.findings:
                 self.findings.add(finding.identity)
-                self._emit("known", **finding.summary(), folder=str(folder / finding.identity))
+                place = folder / finding.identity
+                self._emit("known", **finding.summary(), **artefacts(place), folder=str(place))
             raw.unlink(missing_ok=True)
             return
         place = finding.write(folder)
@@ -296,7 +322,7 @@ class Campaign:
             corpus.keep(self.config.out / "corpus", finding.identity, finding.case)
         raw.unlink(missing_ok=True)
         self.findings.add(finding.identity)
-        self._emit("finding", **finding.summary(), folder=str(place))
+        self._emit("finding", **finding.summary(), **artefacts(place), folder=str(place))
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -315,4 +341,5 @@ class Campaign:
             }
             for s in self.states
         }
-        self._emit("progress", subjects=subjects, seconds=self._fuzzing(), reducing=self.reducing)
+        spent = {s.subject.name: s.spent for s in self.states}
+        self._emit("progress", subjects=subjects, spent=spent, seconds=self._fuzzing(), reducing=self.reducing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,15 +23,20 @@ SPARES = 2
 """Processes that stand by once a child has died."""
 
 
-class Executor(Protocol):
-    """Runs cases on one subject."""
+class CaseRunner(Protocol):
+    """Runs cases on one subject, one at a time; all that reduction needs."""
 
     subject: Subject
-    device: str
 
     def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
         """Run and judge a case."""
         ...
+
+
+class Executor(CaseRunner, Protocol):
+    """Runs cases on one subject, also while the caller goes on, and shows their outputs."""
+
+    device: str
 
     def begin(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
         """Start to run a case; `end` returns its outcome."""
@@ -229,6 +235,7 @@ class Isolated:
         self.subject = subject
         self.child = child
         self.device = child.load(subject)
+        self._extras: tuple[str, ...] = ()
 
     def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
         """Run and judge a case; a death or a hang of the child is an outcome."""
@@ -237,12 +244,16 @@ class Isolated:
 
     def begin(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
         """Send a case to the child, and return while it works."""
+        self._extras = extras
         self.child.send(self.subject, {"case": case.to_json(), "extras": list(extras), "refusal": refusal})
 
     def end(self) -> Outcome:
         """Return the outcome of the case sent last; a death or a hang of the child is an outcome."""
         answer = self.child.receive()
-        return answer if isinstance(answer, Outcome) else Outcome.from_json(answer)
+        if not isinstance(answer, Outcome):
+            return Outcome.from_json(answer)
+        # Which of its launches the child died of is not known.
+        return replace(answer, violations=tuple(replace(v, extras=self._extras) for v in answer.violations))
 
     def outputs(self, case: Case) -> dict[str, Any]:
         """Run a case once and return its outputs as literals; what went wrong under ``error``."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,18 @@ from rich.text import Text
 from moeproof import __version__
 
 from . import corpus
+from .bench.command import bench
 from .config import Config, ConfigError
+from .explain.command import explain
+from .history.command import HistoryOption, where
+from .history.command import app as history_app
+from .lanes.command import lanes
+from .ledger.command import LedgerOption
+from .ledger.command import app as ledger_app
+from .mutate.command import mutate
+from .nightly.command import nightly
+from .report.command import report
+from .sanitize.command import sanitize
 from .subject import OUTPUTS, Subject, SubjectError, Unavailable, all_subjects, find, plugin_problems
 
 CLEAN, FINDINGS, USAGE = 0, 1, 2
@@ -69,8 +81,13 @@ def fuzz(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Only shapes of one model preset.")] = None,
     max_elements: Annotated[int | None, typer.Option(help="Largest number of elements in a tensor.")] = None,
+    perturb: Annotated[bool, typer.Option(help="Run some cases on a GPU again under load, poison and delay.")] = True,
     case_seconds: Annotated[float, typer.Option(help="Watchdog limit of one case.")] = 30.0,
     reduce_seconds: Annotated[float, typer.Option(help="Time limit of one reduction.")] = 20.0,
+    ledger: LedgerOption = None,
+    history: HistoryOption = None,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write, a test case for each subject.")] = None,
+    summary_file: Annotated[Path | None, typer.Option("--summary", help="Summary to write, in Markdown.")] = None,
 ) -> None:
     """Generate hard cases, judge them exactly, shrink what fails to a script, keep it.
 
@@ -79,6 +96,9 @@ def fuzz(
     from .console import LiveConsole, print_summary
     from .coordinator import run
     from .events import JsonLines
+    from .history.engine import HistoryError
+    from .ledger import LedgerError, read
+    from .sinks import sinks
 
     chosen = tuple(subject or _default_subjects())
     for name in op or ():
@@ -108,11 +128,13 @@ def fuzz(
             corpus=tuple(corpus_folder or ()),
             preset=preset,
             max_elements=max_elements,
+            perturb=perturb,
             case_seconds=case_seconds,
             reduce_seconds=reduce_seconds,
         )
+        listed = read(ledger) if ledger is not None else None
         log = JsonLines(out / "events.jsonl")
-    except (ConfigError, SubjectError) as error:
+    except (ConfigError, LedgerError, SubjectError) as error:
         raise _usage(str(error)) from error
     except OSError as error:
         raise _usage(f"out is {str(out)!r}, which can't be written: {error}; allowed: a writable folder") from error
@@ -120,8 +142,12 @@ def fuzz(
     # A scheduler that ends a job sends SIGTERM first: what was found is to be in the summary then too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = LiveConsole(_out, seconds)
+    tell = partial(_err.print, style="yellow")
     try:
-        summary = run(config, [console, log])
+        with sinks(history=where(history, out), spool=out, junit=junit, summary=summary_file, tell=tell) as further:
+            summary = run(config, [console, log, *further], listed)
+    except (ConfigError, HistoryError) as error:
+        raise _usage(str(error)) from error
     except OSError as error:
         raise _usage(f"out is {str(out)!r}: {error}") from error
     finally:
@@ -129,6 +155,17 @@ def fuzz(
         log.close()
     print_summary(_out, summary)
     raise typer.Exit(summary.exit_code())
+
+
+app.command("bench")(bench)
+app.command("explain")(explain)
+app.command("lanes")(lanes)
+app.command("mutate")(mutate)
+app.command("nightly")(nightly)
+app.command("report")(report)
+app.add_typer(history_app, name="history")
+app.add_typer(ledger_app, name="ledger")
+app.command("sanitize")(sanitize)
 
 
 @app.command("subjects")
@@ -227,8 +264,9 @@ def _default_subjects() -> list[str]:
     import torch
 
     if torch.cuda.is_available():
-        return ["own"]
-    return ["numpy", "torch", "numba"]
+        # Not their variants, which are slower: with delays, and on the CPU.
+        return [f"own:{op}" for op in OUTPUTS]
+    return ["numpy", "torch", "numba", "own:*@simt"]
 
 
 def _usage(message: str) -> typer.Exit:

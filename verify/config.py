@@ -39,6 +39,8 @@ class Config:
         Largest number of elements in a generated tensor; by device if not given.
     isolate : bool
         Run suspects in child processes.
+    perturb : bool
+        Some cases on a GPU also run under perturbation.
     case_seconds : float
         Watchdog limit of one case.
     reduce_seconds : float
@@ -56,6 +58,7 @@ class Config:
     preset: str | None = None
     max_elements: int | None = None
     isolate: bool = True
+    perturb: bool = True
     case_seconds: float = 30.0
     reduce_seconds: float = 20.0
 

@@ -31,13 +31,16 @@ class LiveConsole:
         Takes in each event before this reader does.
     seconds : float, optional
         The time that was asked for.
+    job : str
+        Name of the command, and what the panel says while cases run.
     """
 
     EVERY = 10.0
     """Seconds between lines where the output is no terminal."""
 
-    def __init__(self, console: Console, seconds: float | None) -> None:
+    def __init__(self, console: Console, seconds: float | None, job: str = "fuzz") -> None:
         self.console = console
+        self.job = job
         self.seconds = seconds
         self.summary = Summary()
         self.doing = "starting"
@@ -50,7 +53,11 @@ class LiveConsole:
         """Show an event."""
         self.summary(event)
         data = event.data
-        if event.kind == "finding":
+        if event.kind in ("finding", "known") and data.get("listed"):
+            self.console.print(
+                Text(f"listed  {data['identity']}  {data['title']}\n        {data['listed']}", style="dim")
+            )
+        elif event.kind == "finding":
             colour = COLOURS[data["severity"]]
             self.console.print(Text.assemble(("finding ", colour), (data["identity"], "bold"), f"  {data['title']}"))
             self.console.print(Text(f"        {data['message']}\n        {data['folder']}", style="dim"))
@@ -63,7 +70,7 @@ class LiveConsole:
         elif event.kind == "reducing":
             self.doing = f"reducing a {data['check']} failure of {data['subject']}"
         elif event.kind == "progress":
-            self.doing = "fuzzing"
+            self.doing = f"{self.job} runs"
         if self._live is not None:
             self._live.update(self._panel())
         elif event.kind == "progress" and time.monotonic() - self._last >= self.EVERY:
@@ -89,7 +96,7 @@ class LiveConsole:
         for finding in self.summary.findings.values():
             classes[finding["check"]] = classes.get(finding["check"], 0) + 1
         found = ", ".join(f"{n} {c}" for c, n in sorted(classes.items())) or "none"
-        return Panel(Group(Text(self._line()), Text(f"findings: {found}")), title="moeproof fuzz", width=100)
+        return Panel(Group(Text(self._line()), Text(f"findings: {found}")), title=f"moeproof {self.job}", width=100)
 
 
 def print_summary(console: Console, summary: Summary) -> None:
@@ -127,7 +134,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     rows = sorted(summary.findings.values(), key=lambda f: (order.index(SEVERITY[f["check"]]), f["identity"]))
     for finding in rows:
         colour = COLOURS[finding["severity"]]
-        state = "known" if finding["known"] else "new"
+        state = "listed" if finding.get("listed") else "known" if finding["known"] else "new"
         console.print(Text.assemble((finding["severity"], colour), f" {finding['check']} ({state}) {finding['title']}"))
         console.print(Text(f"    {finding['folder']}/repro.py", style="dim"))
 

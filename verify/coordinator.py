@@ -8,8 +8,9 @@ import os
 import signal
 import time
 import traceback
+import uuid
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -19,7 +20,8 @@ from . import corpus
 from .campaign import Campaign
 from .config import Config
 from .coverage import Coverage
-from .events import Event, Sink
+from .events import Event, Sink, environment
+from .ledger import Ledger
 from .subject import SubjectError
 from .worker import die_with_parent
 
@@ -38,7 +40,8 @@ class Summary:
     failures : dict of str to Counter
         Failed checks by class, by subject; every instance, not only the reduced ones.
     findings : dict of str to dict
-        Findings by identity, as `Finding.summary` gives them, with ``folder`` and ``known``.
+        Findings by identity, as `Finding.summary` gives them, with ``folder``, ``known`` and, where there is a
+        ledger, ``listed``.
     unavailable : dict of str to str
         Subjects that could not run, and why.
     notes : list of str
@@ -97,13 +100,31 @@ class Summary:
         return sum(c.rows for c in self.subjects.values())
 
     def exit_code(self) -> int:
-        """Return 1 for findings, 2 if nothing could run or the harness failed, else 0."""
+        """Return 1 for findings that no ledger lists, 2 if nothing could run or the harness failed, else 0."""
         if self.errors or not self.subjects:
             return 2
-        return 1 if self.findings else 0
+        return 1 if any(not finding.get("listed") for finding in self.findings.values()) else 0
 
 
-def run(config: Config, sinks: list[Sink]) -> Summary:
+def tee(summary: Summary, sinks: list[Sink], ledger: Ledger | None = None) -> Sink:
+    """Return a sink that passes events of one run on to its summary and to others.
+
+    Each event gets the run's id, and a finding that the ledger lists gets ``listed``, the reason why it is known.
+    """
+    name = uuid.uuid4().hex
+
+    def sink(event: Event) -> None:
+        event = replace(event, run=name)
+        if ledger is not None and event.kind in ("finding", "known"):
+            event = replace(event, data={**event.data, "listed": ledger.known(event.data)})
+        summary(event)
+        for each in sinks:
+            each(event)
+
+    return sink
+
+
+def run(config: Config, sinks: list[Sink], ledger: Ledger | None = None) -> Summary:
     """Run a campaign with as many workers as the settings say.
 
     Parameters
@@ -112,6 +133,8 @@ def run(config: Config, sinks: list[Sink]) -> Summary:
         What to do.
     sinks : list of callable
         Each gets every event.
+    ledger : Ledger, optional
+        Known findings, which do not fail the run.
 
     Returns
     -------
@@ -119,14 +142,11 @@ def run(config: Config, sinks: list[Sink]) -> Summary:
         Also after Ctrl-C.
     """
     summary = Summary()
-
-    def sink(event: Event) -> None:
-        summary(event)
-        for each in sinks:
-            each(event)
-
-    asked = {name: getattr(config, name) for name in ("seconds", "cases", "seed", "workers")}
-    sink(Event("start", asked))
+    sink = tee(summary, sinks, ledger)
+    asked = {
+        name: getattr(config, name) for name in ("seconds", "cases", "seed", "workers", "subjects", "ops", "preset")
+    }
+    sink(Event("start", {"job": "fuzz", **environment(), **asked}))
     try:
         corpus.recover(config.out)
         if config.workers == 1:
@@ -135,7 +155,8 @@ def run(config: Config, sinks: list[Sink]) -> Summary:
             _run_many(config, sink, summary)
     except KeyboardInterrupt:
         summary.interrupted = True
-    sink(Event("end", {"exit": summary.exit_code(), "interrupted": summary.interrupted}))
+    outcome = {"exit": summary.exit_code(), "interrupted": summary.interrupted, "errors": summary.errors}
+    sink(Event("end", outcome))
     return summary
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from .libraries.locate import report
+from .sanitize import tools
+from .simt import toolchain
+from .subject import Unavailable
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,15 @@ def checks() -> Iterator[Check]:
             yield Check(name, importlib.metadata.version(name), True)
         except importlib.metadata.PackageNotFoundError:
             yield Check(name, f"not installed; needed for {purpose}: pip install 'moeproof[cuda]'", False)
+    try:
+        program = tools.locate()
+        yield Check("compute-sanitizer", f"{tools.version(program)} at {program}", True)
+    except Unavailable as error:
+        yield Check("compute-sanitizer", f"needed for `moeproof sanitize`: {error}", False)
+    try:
+        yield Check("SIMT executor", f"{toolchain.compiler().version} at {toolchain.compiler().path}", True)
+    except Unavailable as error:
+        yield Check("SIMT executor", str(error), False)
     for library in report():
         where = f"{library.version} at {library.where}" if library.where else "not found"
         detail = f"{where}; missing: {library.missing}" if library.missing else where

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ import torch
 from moeproof.strategies.case import Case, literal, plain
 
 from .contract import arguments, judge, output_specs
+from .extras import EXTRAS, Extra, named
 from .guard import POISONS, Carved, as_bytes, carve, poison_allocator
-from .metamorphic import EXTRAS
 from .subject import Call, Subject
-from .violation import MAX_ROWS, Violation
+from .trial import Trial, settle
+from .violation import MAX_ROWS, PENDING, ReportedError, Violation
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Runner:
     subject: Subject
     device: torch.device
     call: Call = field(init=False)
+    _extra: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.call = self.subject.load()
@@ -97,11 +99,12 @@ class Runner:
         case : Case
             The case, of the subject's op.
         extras : tuple of str
-            Names of further checks to run, from `EXTRAS`.
+            Names of further checks to run if the case itself is right: of `EXTRAS`, or classes of their violations.
         refusal : bool
             The case is outside the domain: the subject has to raise.
         """
         tokens = _tokens(case)
+        self._extra = ""
         path = self.subject.path(case) if self.subject.path is not None and not refusal else ""
         try:
             if refusal:
@@ -121,13 +124,11 @@ class Runner:
             made = self._launch(arguments(case, tensors), carved)
             return {name: plain(list(literal(value))) for name, value in made.items()}
         except Exception as error:  # whatever a subject raises belongs into the report
-            return {"error": describe_error(error), "fatal": is_cuda_failure(error, self.device)}
+            return {"error": describe_error(error), "fatal": is_context_lost(self.device)}
 
     def _launch(self, args: dict[str, Any], carved: Carved) -> dict[str, torch.Tensor]:
         made = self.call(args, carved.outputs)
-        if self.device.type == "cuda":
-            # A failed launch that nobody checked comes out of the next one: let that be here.
-            torch.zeros(1, device=self.device)
+        settle(self.device)
         return dict(carved.outputs if made is None else made)
 
     def _judged(self, case: Case, extras: tuple[str, ...]) -> list[Violation]:
@@ -174,9 +175,23 @@ class Runner:
             ]
             found.append(Violation("nondeterminism", f"{lost} is {pair[0]} in one run and {pair[1]} in the next"))
         # A result that is wrong already proves nothing in comparison with another.
-        for name in extras if not found else ():
-            found += EXTRAS[name](self.subject, self.call, case, args, made)
-        return found
+        return found or self._further(Trial(self.subject, self.call, case, args, made), extras)
+
+    def _further(self, trial: Trial, extras: tuple[str, ...]) -> list[Violation]:
+        """Run further checks; one violation of a class is enough."""
+        found: dict[str, Violation] = {}
+        for name, extra in named(extras).items():
+            if extra.check not in found:
+                self._extra = name
+                found.update((v.check, replace(v, extras=(name,))) for v in self._confirmed(extra, trial))
+        return list(found.values())
+
+    def _confirmed(self, extra: Extra, trial: Trial) -> list[Violation]:
+        """Run a further check, and once more if it fails: what fails by chance only is no property of its variant."""
+        found = extra.run(trial)
+        if not found or not extra.repeatable or not self.subject.bitwise or extra.run(trial):
+            return found
+        return [replace(v, check="nondeterminism", message=f"in one run of two, {v.message}") for v in found]
 
     def _unstable(
         self, made: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor]
@@ -224,11 +239,19 @@ class Runner:
 
     def _raised(self, error: Exception, tokens: int, path: str, refusal: bool) -> Outcome:
         text = describe_error(error)
-        if is_cuda_failure(error, self.device):
-            return Outcome((Violation("cuda_error", text),), tokens, path, fatal=True)
-        if refusal and isinstance(error, ValueError | TypeError | RuntimeError | NotImplementedError):
+        extras = (self._extra,) if self._extra else ()
+        lost = is_context_lost(self.device)
+        if isinstance(error, ReportedError):
+            return Outcome((replace(error.violation, extras=extras),), tokens, path, fatal=lost)
+        if lost or is_cuda_failure(error, self.device):
+            found = Violation("cuda_error", text if lost else f"{PENDING}: {text}", extras=extras)
+        elif refusal and isinstance(error, ValueError | TypeError | RuntimeError | NotImplementedError):
             return Outcome((), tokens, path)
-        return Outcome((Violation("domain", f"raises inside its claimed domain: {text}"),), tokens, path)
+        elif extras:
+            found = Violation(EXTRAS[self._extra].check, f"raises on a variant of the case: {text}", extras=extras)
+        else:
+            found = Violation("domain", f"raises inside its claimed domain: {text}")
+        return Outcome((found,), tokens, path, fatal=lost)
 
 
 def describe_error(error: BaseException) -> str:
@@ -241,16 +264,27 @@ def describe_error(error: BaseException) -> str:
     return "\ncaused by ".join(parts)
 
 
-def is_cuda_failure(error: Exception, device: torch.device) -> bool:
-    """Say whether the CUDA context is lost."""
+def is_context_lost(device: torch.device) -> bool:
+    """Say whether nothing can be run on a device any more, as after a sticky CUDA error."""
     if device.type != "cuda":
         return False
-    try:
-        torch.cuda.synchronize()
-        torch.zeros(1, device=device).item()
-    except Exception:
-        return True
-    return "CUDA error" in str(error) and "invalid configuration" not in str(error)
+    for attempt in range(2):
+        try:
+            torch.cuda.synchronize()
+            torch.zeros(1, device=device).item()
+        except Exception:  # a launch error that was still pending comes out once
+            if attempt:
+                return True
+        else:
+            break
+    return False
+
+
+def is_cuda_failure(error: Exception, device: torch.device) -> bool:
+    """Say whether a kernel failed: the context is lost, or a launch error came out. A refused launch shape is none."""
+    if device.type != "cuda":
+        return False
+    return is_context_lost(device) or ("CUDA error" in str(error) and "invalid configuration" not in str(error))
 
 
 def pick_device(subject: Subject) -> torch.device:

@@ -19,15 +19,18 @@ from moeproof.strategies.domain_check import why_outside
 
 from .child import Executor
 from .contract import arguments
+from .extras import of_check
 from .files import write_text
+from .metamorphic.shown import Variant, variants
 from .oracle.align import AlignRules, expected_align
 from .oracle.gate import GateParams, GateRules, gold_groups, gold_ids, score_rows, weight_bounds
+from .rank_bounds import rank_bounds
 from .reduce.cost import OPTIONAL, PLAIN
 from .reduce.engine import Reduced, reduce_case
 from .reduce.probe import wrong_argument
 from .repro import render_markdown, render_script
 from .subject import Subject, Unavailable
-from .violation import CHECKS, SEVERITY, Violation
+from .violation import CHECKS, SANITIZERS, SEVERITY, VARIANCES, Violation
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Finding:
     @property
     def title(self) -> str:
         """One line: the subject, what breaks, and on what input."""
-        return f"{self.subject.name}: {CHECKS[self.violation.check]} ({describe(self.case)})"
+        return f"{self.subject.name}: {self.violation.meaning} ({describe(self.case)})"
 
     def summary(self) -> dict[str, Any]:
         """Return the finding as JSON data, without its case."""
@@ -104,14 +107,41 @@ class Finding:
     def write(self, folder: Path) -> Path:
         """Write ``case.json``, ``finding.json``, ``repro.py`` and ``finding.md`` into ``folder/IDENTITY``."""
         place = folder / self.identity
-        wanted = {} if self.refusal else expected(self.case, self.subject)
-        script = render_script(self, wanted, None if self.refusal else bounds(self.case, self.subject))
+        judged = not self.refusal and self.violation.check not in SANITIZERS
+        wanted = expected(self.case, self.subject) if judged else {}
+        tried = [(v, expected(v.case, self.subject)) for v in self._variants()]
+        shown = self._by_itself([v for v, _ in tried])
+        if shown is not self:
+            script = render_script(shown, expected(shown.case, self.subject), bounds(shown.case, self.subject))
+        else:
+            script = render_script(self, wanted, bounds(self.case, self.subject) if judged else None, tried)
         write_text(place / "case.json", self.case.dumps())
         write_text(place / "repro.py", script)
         write_text(place / "finding.md", render_markdown(self, wanted))
         # Last, so that a folder that has it is whole.
         write_text(place / "finding.json", json.dumps(self.summary(), indent=2) + "\n")
         return place
+
+    @property
+    def ranks(self) -> dict[str, Any] | None:
+        """What its script needs to judge ids, where comparing them is not enough."""
+        return None if self.refusal else rank_bounds(self.case, self.subject, self.violation.check, self.actual)
+
+    def _variants(self) -> list[Variant]:
+        """Return the variants of the case among which is the one that fails; none if the case fails itself."""
+        names = self.violation.extras or of_check(self.violation.check)
+        if self.violation.check not in VARIANCES:
+            return []
+        device = "cuda" if self.device.startswith("cuda") else "cpu"
+        return [v for name in names for v in variants(name, self.case, self.subject, device)]
+
+    def _by_itself(self, tried: list[Variant]) -> Finding:
+        """Return the finding of a variant that breaks the contract itself, as the message says; else this finding."""
+        for variant in tried if self.case.op == "fused_gate" else ():
+            check, _, text = self.violation.message.removeprefix(f"{variant.what}: ").partition(": ")
+            if self.violation.message.startswith(f"{variant.what}: ") and check in CHECKS:
+                return replace(self, case=variant.case, violation=replace(self.violation, check=check, message=text))
+        return self
 
 
 def make_finding(
@@ -121,16 +151,10 @@ def make_finding(
     case = reduced.case
     if refusal:
         case = replace(case, note=why_outside(case, subject.domain) or case.note)
-    version = ""
-    if subject.version is not None:
-        try:
-            version = subject.version()
-        except Exception as error:  # a library's own version lookup may fail
-            version = f"unknown ({type(error).__name__})"
     return Finding(
         identity(subject, case, reduced.violation, refusal=refusal),
         subject,
-        version,
+        version_of(subject),
         case,
         reduced.violation,
         refusal,
@@ -142,6 +166,20 @@ def make_finding(
         device,
         actual,
     )
+
+
+def version_of(subject: Subject) -> str:
+    """Return the version of a subject's library, empty if it has none."""
+    try:
+        return subject.version() if subject.version is not None else ""
+    except Exception as error:  # a library's own version lookup may fail
+        return f"unknown ({type(error).__name__})"
+
+
+def artefacts(place: Path) -> dict[str, str]:
+    """Return a written finding's script and case as text, by name; a report needs no folder beside it then."""
+    files = {"script": "repro.py", "case": "case.json"}
+    return {name: (place / f).read_text(encoding="utf-8") for name, f in files.items() if (place / f).exists()}
 
 
 def reduce_to_finding(

@@ -13,8 +13,9 @@ from moeproof.strategies.domain_check import why_outside
 
 from . import corpus
 from .child import Child, HarnessError, Isolated
-from .metamorphic import EXTRAS
+from .extras import EXTRAS
 from .subject import Subject, SubjectError, Unavailable, all_subjects, find
+from .violation import SANITIZERS
 
 
 class Replay(enum.Enum):
@@ -58,6 +59,10 @@ def replay_paths(files: list[Path], chosen: list[Subject] | None, seconds: float
             except (CaseError, SubjectError, OSError, ValueError, KeyError, TypeError) as error:
                 yield Result(path, "-", Replay.PROBLEM, (str(error),))
                 continue
+            if chosen is None and (tool := _tool(path)) is not None:
+                text = f"{tool} found it: `moeproof sanitize {path.parent}` runs it again"
+                yield Result(path, subjects[0].name, Replay.SKIPPED, (text,))
+                continue
             for subject in subjects:
                 if subject.op != case.op or subject.name in missing:
                     continue
@@ -92,6 +97,13 @@ def _subjects(path: Path, chosen: list[Subject] | None) -> tuple[list[Subject], 
         raise ValueError(f"{beside} is not the summary of a finding")
     own = find([str(data.get("source") or data["subject"])]) if chosen is None else chosen
     return own, bool(data["outside_domain"])
+
+
+def _tool(path: Path) -> str | None:
+    """Return the tool of compute-sanitizer that made the finding that a case belongs to, if one did."""
+    beside = _finding(path)
+    check = json.loads(beside.read_text(encoding="utf-8")).get("check") if beside is not None else None
+    return check if check in SANITIZERS else None
 
 
 def _finding(path: Path) -> Path | None:

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,11 @@ from moeproof.strategies.case import BAIT, BAIT_FLOAT, GUARD_BYTES, TensorSpec, 
 
 from .contract import arguments, output_specs
 from .literals import WIDTH, repeated, source, wrapped
+from .metamorphic.batches import ROW_INPUTS
+from .metamorphic.shown import Variant
 from .oracle.append import expected_append
-from .violation import CHECKS, SEVERITY
+from .sanitize.tools import TOOLS
+from .violation import CHECKS, PENDING, SANITIZERS, SEVERITY
 
 if TYPE_CHECKING:
     from .finding import Finding
@@ -58,22 +61,43 @@ def _environment() -> jinja2.Environment:
 
 def rule(op: str, check: str) -> str:
     """Return the contract's rule that a check guards, in a sentence."""
+    if check == "cuda_error":
+        return "Every launch succeeds, and no call leaves an error behind."
     return RULES[op].get(check) or CHECKS[check].capitalize() + "."
 
 
-def render_script(finding: Finding, expected: Mapping[str, Any], bounds: Mapping[str, Any] | None) -> str:
-    """Return the text of ``repro.py``, which needs torch and the subject's own library only where that can be."""
+def render_script(
+    finding: Finding,
+    expected: Mapping[str, Any],
+    bounds: Mapping[str, Any] | None,
+    variants: Sequence[tuple[Variant, Mapping[str, Any]]] = (),
+) -> str:
+    """Return the text of ``repro.py``, which needs torch and the subject's own library only where that can be.
+
+    Parameters
+    ----------
+    finding : Finding
+        The finding.
+    expected, bounds : mapping
+        What `finding.expected` and `finding.bounds` return.
+    variants : sequence of (Variant, mapping)
+        The variants that its check tries, each with what the contract asks for.
+    """
     case, check = finding.case, finding.violation.check
     imports, snippet = _split(finding.subject.repro) if finding.subject.repro.strip() else _loader(finding)
     kind = check
     if check in VALUES:
         kind = "shapes" if finding.violation.message.startswith("output ") else "values"
     elif check in ("hang", "cuda_error"):
-        kind = "ends"
+        kind = "launch" if finding.violation.message.startswith(PENDING) else "ends"
+    elif variants:
+        kind = "variants"
+    elif check == "perturbation":
+        imports = [*imports, "from moeproof.verify.perturb import PERTURBATIONS"]
     tensors = {name: tensor_call(spec, name if kind == "input_modified" else "") for name, spec in case.tensors.items()}
     body = (
         _environment()
-        .get_template("repro.py.j2")
+        .get_template("repro_sanitizer.py.j2" if check in SANITIZERS else "repro.py.j2")
         .render(
             f=finding,
             case=case,
@@ -81,16 +105,20 @@ def render_script(finding: Finding, expected: Mapping[str, Any], bounds: Mapping
             kind=kind,
             snippet=snippet,
             tensors=tensors,
+            variants=[(_shown(finding, v), wanted) for v, wanted in variants],
+            rows_of=[n for n, spec in case.tensors.items() if n in ROW_INPUTS and spec.shape],
             helper=any(call.startswith("tensor(") for call in tensors.values()),
             note=source(case.note),
             broadcast=any(_is_broadcast(spec) for spec in case.tensors.values()),
             specs=_specs(finding),
             expected=expected,
+            ranks=finding.ranks,
             bounds=bounds if check in ("weights", "nan_policy") else None,
             bits=_expected_bits(finding) if case.op == "append_shared_experts" and check == "weights" else None,
             bait=(BAIT_FLOAT, next(iter(BAIT.values())), GUARD_BYTES),
             device="cuda" if finding.device.startswith("cuda") else "cpu",
             seconds=SECONDS,
+            options=list(TOOLS[check].options) if check in SANITIZERS else [],
         )
     )
     head = (
@@ -146,6 +174,16 @@ def _is_broadcast(spec: TensorSpec) -> bool:
     return spec.strides is not None and len(spec.shape) == 2 and spec.strides[0] == 0
 
 
+def _shown(finding: Finding, variant: Variant) -> dict[str, Any]:
+    """Return what the template needs of a variant."""
+    return {
+        "what": variant.what,
+        "batch": variant.batch,
+        "tensors": {n: tensor_call(spec) for n, spec in variant.changed(finding.case).items()},
+        "specs": output_specs(variant.case, finding.subject),
+    }
+
+
 def _specs(finding: Finding) -> dict[str, Any]:
     """Return the outputs' shapes and dtypes; none where a case that must be refused has no sound ones."""
     try:
@@ -189,7 +227,7 @@ def _imports(body: str, further: list[str]) -> str:
     """Return the import block that a script's body needs."""
     needed = {"import torch", *further}
     used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
-    needed |= {f"import {module}" for module in ("math", "subprocess", "sys") if module in used}
+    needed |= {f"import {module}" for module in ("math", "os", "shutil", "subprocess", "sys") if module in used}
     if names := sorted(used & {"inf", "nan"}):
         needed.add(f"from math import {', '.join(names)}")
     local = {line for line in needed if line.startswith("from moeproof")}

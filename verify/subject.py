@@ -69,6 +69,9 @@ class Subject:
         It promises to work under CUDA-graph capture.
     batch_invariant : bool
         It promises that a row's result depends on no other row (`fused_gate` only).
+    layout_invariant, dtype_invariant : bool
+        It promises the same bits for the same logits wherever they lie in memory, or in whatever dtype they are
+        (`fused_gate` only; the other ops leave no room).
     tie_order : str
         ``"lower_id"``, or ``"any"`` where the library documents that equal scores come in no specified order.
     weights_scaled : str
@@ -96,6 +99,8 @@ class Subject:
     bitwise: bool = True
     capturable: bool = False
     batch_invariant: bool = True
+    layout_invariant: bool = False
+    dtype_invariant: bool = False
     tie_order: str = "lower_id"
     weights_scaled: str = "flag"
     refuses: bool = False

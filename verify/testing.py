@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, note, settings
+from hypothesis import HealthCheck, Phase, event, given, note, settings, target
 
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDomain
@@ -16,13 +16,14 @@ from moeproof.strategies.domain_check import why_outside
 from moeproof.strategies.labels import labels
 
 from . import corpus
-from .campaign import ELEMENTS, EXTRA_EVERY
+from .campaign import ELEMENTS
 from .child import Child, Executor, Isolated
 from .execute import pick_device
 from .explore import beyond, inside
+from .extras import EXTRAS, sampled
 from .finding import Finding, reduce_to_finding
-from .metamorphic import EXTRAS
 from .subject import OUTPUTS, Subject, SubjectError, Unavailable, from_function, register
+from .targets import targets
 from .violation import CHECKS, Violation
 
 EXAMPLES = {"dev": 100, "ci": 400, "nightly": 20_000}
@@ -164,10 +165,10 @@ def _corpus(executor: Executor) -> None:
 def _generated(
     executor: Executor, part: str, preset: str | None, max_elements: int | None, examples: int | None
 ) -> None:
-    target = executor.subject
-    limit = max_elements or ELEMENTS[pick_device(target).type]
+    tested = executor.subject
+    limit = max_elements or ELEMENTS[pick_device(tested).type]
     refusal = part == "outside"
-    strategy = beyond(target.domain) if refusal else inside(target.op, target.domain, max_elements=limit, preset=preset)
+    strategy = beyond(tested.domain) if refusal else inside(tested.op, tested.domain, max_elements=limit, preset=preset)
     count = examples or EXAMPLES.get(settings.get_current_profile_name(), settings().max_examples)
     failures: dict[str, ParityError] = {}
     ran = 0
@@ -176,7 +177,7 @@ def _generated(
     @settings(
         max_examples=max(1, count // 4) if refusal else count,
         deadline=None,
-        phases=(Phase.explicit, Phase.reuse, Phase.generate),
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.target),
         suppress_health_check=(HealthCheck.too_slow,),
         # One failure is reduced and reported; several would come as a group without a finding.
         report_multiple_bugs=False,
@@ -189,7 +190,9 @@ def _generated(
             raise failures[key]
         for kind, value in labels(case).items():
             event(f"{kind}: {value}")
-        extras = () if refusal else tuple(n for n, every in EXTRA_EVERY.items() if ran % every == 0)
+        for name, number in ({} if refusal else targets(case)).items():
+            target(number, label=name)
+        extras = () if refusal else sampled(ran, tested.op)
         ran += 1
         try:
             _check(executor, case, extras, refusal=refusal)

@@ -103,7 +103,7 @@ class RowStrideIgnored(Gate):
         return x.as_strided(x.shape, (self.E, 1), x.storage_offset()) if gaps else x
 
 
-@_plant("gate-neighbour", "batch_variance", *ROUTED, examples=60, rows=2, experts=2, topk=2)
+@_plant("gate-neighbour", "batch_variance", *ROUTED, examples=60, rows=2, experts=6, topk=2)
 class Neighbour(Gate):
     """The last logit of a row is read from the row after it, except in the last row."""
 

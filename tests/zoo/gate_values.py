@@ -148,7 +148,7 @@ class Epsilon(Gate):
     "selection",
     "tie_order",
     examples=150,
-    experts=2,
+    experts=3,
     topk=1,
     domain=replace(SMALL, scorings=("softmax",)),
 )

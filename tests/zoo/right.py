@@ -24,7 +24,10 @@ WIDE: dict[str, Domain] = {
 
 
 def _add(slug: str, kind: type[Implementation], **fields: Any) -> None:
-    RIGHT.append(make_subject(kind, slug, WIDE[kind.op], **fields))
+    gate = kind.op == "fused_gate"
+    RIGHT.append(
+        make_subject(kind, slug, WIDE[kind.op], layout_invariant=gate, dtype_invariant=gate, **fields),
+    )
 
 
 class Gate32(Gate):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from moeproof.strategies.case import Case
-from moeproof.verify.child import Executor
+from moeproof.verify.child import CaseRunner
 from moeproof.verify.subject import Unavailable
 from moeproof.verify.violation import Violation
 
@@ -57,13 +57,13 @@ class Reduced:
 
 
 def reduce_case(
-    executor: Executor, case: Case, violation: Violation, *, seconds: float = 20.0, refusal: bool = False
+    executor: CaseRunner, case: Case, violation: Violation, *, seconds: float = 20.0, refusal: bool = False
 ) -> Reduced:
     """Reduce a failing case.
 
     Parameters
     ----------
-    executor : Executor
+    executor : CaseRunner
         Runs the subject that failed.
     case : Case
         The failing case.
@@ -81,13 +81,14 @@ def reduce_case(
     """
     begin = time.monotonic()
     wrong = wrong_argument(case, executor.subject.domain) if refusal else ""
-    probe = Probe(executor, violation.check, begin + seconds, wrong)
+    probe = Probe(executor, violation.check, begin + seconds, wrong, violation.extras)
     costly = violation.check in ("hang", "cuda_error")
     confirm = 2 if costly else CONFIRM
     best = _Best(case, violation)
     complete = False
     # The child may die beyond repair while a crash is reduced: what was reached so far still counts.
     with contextlib.suppress(OutOfTime, Unavailable):
+        probe.leave_extras(case)
         failed, last = probe.rate(case, confirm)
         probe.set_rate(failed, confirm)
         best.violation = last or violation

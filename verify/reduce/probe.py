@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain import Domain
 from moeproof.strategies.domain_check import why_outside
-from moeproof.verify.child import Executor
-from moeproof.verify.metamorphic import EXTRAS
+from moeproof.verify.child import CaseRunner
+from moeproof.verify.extras import of_check
 from moeproof.verify.violation import MAX_ROWS, Violation
 
 from .literal import relaid
@@ -36,7 +36,7 @@ class Probe:
 
     Attributes
     ----------
-    executor : Executor
+    executor : CaseRunner
         Runs the subject.
     check : str
         The class of the violation.
@@ -44,24 +44,25 @@ class Probe:
         `time.monotonic` value after which `OutOfTime` is raised.
     wrong : str
         The argument that is outside the domain, where what fails is that it is accepted; otherwise empty.
+    extras : tuple of str
+        Further checks under which it fails; if empty, those of the class.
     attempts : int
         Runs spent on one candidate.
     runs : int
         Runs spent so far.
     """
 
-    executor: Executor
+    executor: CaseRunner
     check: str
     deadline: float
     wrong: str = ""
+    extras: tuple[str, ...] = ()
     attempts: int = 1
     runs: int = 0
     _seen: dict[str, Violation | None] = field(default_factory=dict)
 
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """The further checks that the class needs."""
-        return (self.check,) if self.check in EXTRAS else ()
+    def __post_init__(self) -> None:
+        self.extras = self.extras or of_check(self.check)
 
     def once(self, case: Case) -> Violation | None:
         """Run a case once."""
@@ -95,8 +96,18 @@ class Probe:
         for _ in range(self.attempts):
             violation = self.once(case)
             if violation is not None:
-                return violation
+                return self.leave_extras(case) or violation
         return None
+
+    def leave_extras(self, case: Case) -> Violation | None:
+        """Do without further checks from now on if the case fails without them, as after a death that had some."""
+        if not self.extras or of_check(self.check):
+            return None
+        extras, self.extras = self.extras, ()
+        violation = self.once(case)
+        if violation is None:
+            self.extras = extras
+        return violation
 
     def failing_rows(self, case: Case, contents: list[tuple[float, ...]]) -> list[int]:
         """Run many contents of a one-row gate case in one launch and return the indices of those that fail."""

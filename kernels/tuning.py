@@ -1,0 +1,46 @@
+"""Numbers that were tuned on a device: one table, keyed by the device, with a safe default for every other."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GateTuning:
+    """When the gate trades throughput for latency. Only speed depends on it, never a result.
+
+    Attributes
+    ----------
+    few_rows_per_sm : int
+        Up to this many rows a multiprocessor latency counts: a warp owns a row, and a block holds one.
+    few_split_rows_per_sm : int
+        The same for rows that several warps share: up to it, as many warps as keep a lane's share small.
+    row_blocks_per_sm : int
+        Blocks a multiprocessor where a block owns a row.
+    """
+
+    few_rows_per_sm: int = 4
+    few_split_rows_per_sm: int = 1
+    row_blocks_per_sm: int = 8
+
+
+GATE: dict[str, GateTuning] = {"H100": GateTuning(few_rows_per_sm=4, few_split_rows_per_sm=1, row_blocks_per_sm=8)}
+"""By a part of the device's name; docs/benchmarks holds the sweeps behind each entry."""
+DEFAULT_GATE = GateTuning()
+"""For a device without an entry."""
+
+
+@functools.cache
+def gate_tuning(device: str) -> tuple[GateTuning, str]:
+    """Return a device's numbers, and where they come from.
+
+    Parameters
+    ----------
+    device : str
+        Name of a GPU; the case of letters does not matter.
+    """
+    for part, numbers in GATE.items():
+        if part in device.upper():
+            return numbers, f"kernels/tuning.py, tuned on {part}"
+    return DEFAULT_GATE, "kernels/tuning.py, the default: this device has no entry"

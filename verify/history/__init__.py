@@ -1,0 +1,1 @@
+"""What runs have done, kept in a database: SQLite by default, PostgreSQL for a team."""

@@ -1,0 +1,1 @@
+"""Migrations of the history's schema, run by `migrate.upgrade`."""

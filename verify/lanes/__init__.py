@@ -1,0 +1,1 @@
+"""Lanes: what nightly runs and merge gates test, declared in one TOML file."""

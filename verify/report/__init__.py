@@ -1,0 +1,1 @@
+"""Reports that people read: one HTML page, and a summary in Markdown."""

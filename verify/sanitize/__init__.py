@@ -1,0 +1,1 @@
+"""Runs subjects under NVIDIA's compute-sanitizer and turns its reports into findings."""

@@ -1,0 +1,7 @@
+// The runtime in one translation unit, so that the checks of an access are inlined into its hook.
+#include "clocks.cpp"
+#include "collectives.cpp"
+#include "machine.cpp"
+#include "shadow.cpp"
+#include "hooks.cpp"
+#include "api.cpp"
