@@ -73,7 +73,7 @@ class ToyJudge:
         lists = [(0, 1), (2, 2, 0), (1, -1, 3), (3,), (0, 0, 0, 1)]
         return [Attempt(op, align_case(lists[i % 5], 2 + i % 3), build="toy") for i in range(count)]
 
-    def load(self, sources: Path) -> Session:
+    def load(self, sources: Path, cache: Path | None) -> Session:
         (file,) = sources.glob("*.cu")
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "toy.so"
@@ -85,7 +85,7 @@ class ToyJudge:
         time.sleep(self.slow)
         return toy
 
-    def machine_code(self, sources: Path, builds: Sequence[str]) -> Iterator[bytes] | None:
+    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes] | None:
         flags = ["-S", "-O2", "-w", "-x", "c++", "-D__device__=static", "-D__global__=", "-o", "-"]
         made = subprocess.run(["g++", *flags, str(sources / "toy.cu")], capture_output=True, check=True)
         lines = made.stdout.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -230,3 +231,20 @@ def test_a_launch_shape_is_checked() -> None:
         program.launch("own_shared", 0, 32, _ints(32))
     with Session(), pytest.raises(LaunchError, match=r"shared is -1; allowed: 0 to \d+ bytes"):
         program.launch("own_shared", 1, 32, _ints(32), shared=-1)
+
+
+def test_any_thread_of_the_process_may_launch() -> None:
+    results: list[list[int]] = []
+
+    def work() -> None:
+        out = _ints(9 * 32)
+        with Session({}, {"out": out}, schedule=Schedule("random", 3)):
+            program.launch("own_shared", 9, 32, out)
+        results.append(out.tolist())
+
+    work()
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert results == [results[0]] * 3

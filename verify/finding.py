@@ -94,6 +94,7 @@ class Finding:
             "severity": SEVERITY[self.violation.check],
             "title": self.title,
             "message": self.violation.message,
+            "extras": list(self.violation.extras),
             "outside_domain": self.refusal,
             "failed": self.failed,
             "runs": self.runs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -94,6 +95,8 @@ class _Reader:
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         if "tests" in values:
             values["tests"] = tuple(str(self._place(where, "tests", text)) for text in values["tests"])
+        if "paths" in values:
+            values["paths"] = tuple(os.path.normpath(self.folder / text) for text in values["paths"])
         if "subjects" in values:
             values["subjects"] = tuple(self._subject(text) for text in values["subjects"])
         thresholds = table.get("thresholds", {})

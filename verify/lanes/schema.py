@@ -62,6 +62,11 @@ class Lane:
         Some of `CHECKS`.
     tests : tuple of str
         Test files for the check ``tests``.
+    paths : tuple of str
+        Patterns of files that its subjects depend on, besides those that their sources tell: a gate tests them
+        when one changes.
+    shapes : tuple of str
+        What a gate measures, as `bench.shapes.parse` takes it; empty for the usual.
     weight : float
         Its share of the time, relative to the other lanes.
     seconds, cases : float and int, optional
@@ -82,6 +87,8 @@ class Lane:
     presets: tuple[str, ...] = (ANY_PRESET,)
     checks: tuple[str, ...] = ("corpus", "fuzz")
     tests: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
     weight: float = 1.0
     seconds: float | None = None
     cases: int | None = None
@@ -159,6 +166,8 @@ LANE_KEYS: dict[str, Key] = {
     "presets": _choices((ANY_PRESET, *(p.name for p in PRESETS))),
     "checks": _choices(CHECKS),
     "tests": _texts("a list of test files"),
+    "paths": _texts("a list of file patterns, relative to the lanes file, such as '../csrc/**/*.cuh'"),
+    "shapes": _texts("a list of OP:KEY=VALUE,… as moeproof bench --shape takes them"),
     "weight": _number(0.001, 1000),
     "seconds": _number(0.1, 1e7),
     "cases": _number(1, 1e9, whole=True),

@@ -55,7 +55,7 @@ def variants(name: str, case: Case, subject: Subject, device: str) -> list[Varia
             found += [Variant(what, _spelled(case, args, other, args)) for what, other in allowed[:1]]
     elif name == "dtype" and (wide := widened(case, args)) is not None:
         found = [Variant(WIDE, _spelled(case, args, *wide))]
-    elif name == "labels":
+    elif name == "labels" and case.op == "moe_align_block_size":
         found = [Variant("experts numbered backwards", _spelled(case, args, *relabelled(case, args)))]
     else:
         found = []

@@ -18,6 +18,8 @@ from .instrument import Region
 from .judge import BUILD_SECONDS, Attempt, Judge, JudgeError, NotCompiled, Report
 from .pool import Job, run_jobs
 
+BUILDS = "builds"
+"""Folder beside mutated sources for what is built of them."""
 CASE_SECONDS = 60.0
 """Longest time of one case of the unmutated kernels."""
 LIMIT_FACTOR, LEAST_LIMIT = 30.0, 2.0
@@ -95,7 +97,8 @@ def measure(
     jobs = []
     for sources, marks in ((folder, False), (marked, True)):
         for part in parts:
-            payload = (judge, str(sources), [attempts[n].to_json() for n in part], marks)
+            cache = marked.parent / BUILDS if marks else None
+            payload = (judge, sources, cache, [attempts[n].to_json() for n in part], marks)
             jobs.append(Job((marks, part), payload, 3600.0))
     seconds = [0.0] * len(attempts)
     reached: list[frozenset[int]] = [frozenset()] * len(attempts)
@@ -127,11 +130,11 @@ def _parts(attempts: Sequence[Attempt], width: int) -> list[list[int]]:
 
 
 def _run(payload: Any, report: Report) -> list[tuple[float, list[int], str]]:
-    judge, sources, cases, wants_marks = payload
+    judge, sources, cache, cases, wants_marks = payload
     flags = Flags() if wants_marks else None
     results = []
     try:
-        session = judge.load(Path(sources))
+        session = judge.load(sources, cache)
         for number, data in enumerate(cases):
             attempt = Attempt.from_json(data)
             report(number, BUILD_SECONDS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import baseline as baselines
 from . import equivalent
-from .baseline import Baseline
+from .baseline import BUILDS, Baseline
 from .flags import Flags
 from .instrument import Instrumented, innermost, instrument
 from .judge import (
@@ -136,7 +136,8 @@ class Watcher:
 
 def select(plan: Plan) -> tuple[dict[str, Source], list[Mutant], list[Mutant]]:
     """Return the sources of the folder, all their mutants, and those that the plan asks for."""
-    sources = {name: read(plan.folder / name) for name in users_of(plan.folder)}
+    # What no .cu file contains runs nowhere.
+    sources = {name: read(plan.folder / name) for name, users in users_of(plan.folder).items() if users}
     every = [m for name in sorted(sources) for m in mutants_of(sources[name])]
     names, operators = {p.name for p in plan.files}, set(plan.operators)
     chosen = [m for m in every if m.file in names and (not operators or m.operator in operators)]
@@ -249,7 +250,9 @@ class Engine:
         switched, left = list(self.chosen), ROUNDS
         while True:
             made = instrument(self.plan.folder, marked, switched)
-            jobs = [Job(a.build, (self.judge, str(marked), a.to_json()), 3600.0) for a in builds.values()]
+            jobs = [
+                Job(a.build, (self.judge, marked, marked.parent / BUILDS, a.to_json()), 3600.0) for a in builds.values()
+            ]
             said = ""
             for done in run_jobs(jobs, _compile, self.plan.jobs):
                 if done.error:
@@ -312,7 +315,7 @@ class Engine:
                 sources = work / (MARKED if switch else mutant.id)
                 if not switch:
                     write_variant(self.plan.folder, sources, mutant)
-                payload = (self.judge, str(sources), switch, [cases[n] for n in orders[mutant.id]])
+                payload = (self.judge, sources, work / BUILDS, switch, [cases[n] for n in orders[mutant.id]])
                 yield Job(mutant, payload, self.plan.seconds)
 
         for done in run_jobs(jobs(), _try_mutant, self.plan.jobs):
@@ -330,7 +333,7 @@ class Engine:
                 sources = work / mutant.id
                 write_variant(self.plan.folder, sources, mutant)
                 builds = sorted({a.build for a in attempts if a.op in self.ops[mutant.file]})
-                payload = (self.judge, str(self.plan.folder), str(sources), builds)
+                payload = (self.judge, self.plan.folder, sources, builds, work / BUILDS)
                 yield Job(mutant, payload, 600.0)
 
         for done in run_jobs(jobs(), _same_code, self.plan.jobs):
@@ -342,20 +345,20 @@ class Engine:
 
 
 def _try_mutant(payload: Any, report: Report) -> tuple[str, str, str, int]:
-    judge, sources, switch, cases = payload
+    judge, sources, cache, switch, cases = payload
     if switch:
         Flags().choose(switch)
     attempts = [(Attempt.from_json(data), seconds) for data, seconds in cases]
-    status, failure, count = try_attempts(judge, Path(sources), attempts, report)
+    status, failure, count = try_attempts(judge, sources, cache, attempts, report)
     return status, failure.check if failure else "", failure.message if failure else "", count
 
 
 def _compile(payload: Any, report: Report) -> str:
     """Compile what a case needs; return what the compiler has to say against it."""
-    judge, sources, data = payload
+    judge, sources, cache, data = payload
     report(0, BUILD_SECONDS)
     try:
-        judge.load(Path(sources)).prepare(Attempt.from_json(data))
+        judge.load(sources, cache).prepare(Attempt.from_json(data))
     except NotCompiled as error:
         return str(error)
     return ""
@@ -363,8 +366,8 @@ def _compile(payload: Any, report: Report) -> str:
 
 def _same_code(payload: Any, report: Report) -> bool:
     """Say whether a compiler makes the same of two folders' sources, in all builds."""
-    judge, one, two, builds = payload
-    codes = judge.machine_code(Path(one), builds), judge.machine_code(Path(two), builds)
+    judge, one, two, builds, cache = payload
+    codes = judge.machine_code(one, builds, cache), judge.machine_code(two, builds, cache)
     return None not in codes and all(a == b for a, b in zip(*codes, strict=True))
 
 

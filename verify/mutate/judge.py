@@ -96,10 +96,18 @@ class Judge(Protocol):
     def attempts(self, op: str, count: int, seed: int) -> Sequence[Attempt]:
         """Return the cases that mutants of an op are tried with: kept ones first, then `count` generated ones."""
 
-    def load(self, sources: Path) -> Session:
-        """Return a session of kernels of a folder; called in a process of its own."""
+    def load(self, sources: Path, cache: Path | None) -> Session:
+        """Return a session of kernels of a folder; called in a process of its own.
 
-    def machine_code(self, sources: Path, builds: Sequence[str]) -> Iterator[bytes] | None:
+        Parameters
+        ----------
+        sources : Path
+            The folder.
+        cache : Path, optional
+            Where to keep what is built; default: where builds of unmutated kernels are kept.
+        """
+
+    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes] | None:
         """Yield the machine code of some builds, part by part; None where no compiler is."""
 
 
@@ -147,7 +155,7 @@ Report = Callable[[int, float], None]
 
 
 def try_attempts(
-    judge: Judge, sources: Path, attempts: Sequence[tuple[Attempt, float]], report: Report
+    judge: Judge, sources: Path, cache: Path, attempts: Sequence[tuple[Attempt, float]], report: Report
 ) -> tuple[str, Failure | None, int]:
     """Run cases on sources until one fails.
 
@@ -157,6 +165,8 @@ def try_attempts(
         Who judges.
     sources : Path
         Folder of the sources.
+    cache : Path
+        Where to keep what is built.
     attempts : sequence of (Attempt, float)
         Cases, and how long each may take.
     report : callable
@@ -172,7 +182,7 @@ def try_attempts(
         How many were run.
     """
     try:
-        session = judge.load(sources)
+        session = judge.load(sources, cache)
         for number, (attempt, seconds) in enumerate(attempts):
             report(number, BUILD_SECONDS)
             session.prepare(attempt)

@@ -29,7 +29,7 @@ PATIENCE = 10.0
 """A step may take so many times its processor time by the clock: machines are shared."""
 START_SECONDS = 60.0
 """Longest time to the first step, by the clock."""
-PRELOAD = ("torch", "moeproof.verify.execute", "moeproof.verify.mutate.simt_judge")
+PRELOAD = ("torch", "torch._dynamo", "moeproof.verify.execute", "moeproof.verify.mutate.simt_judge")
 
 
 @dataclass(frozen=True)

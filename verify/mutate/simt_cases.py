@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ from moeproof.verify.simt.subjects import DOMAINS, MODULES, SM_COUNT, own
 
 from .judge import Attempt
 
-ELEMENTS = {"fused_gate": 1 << 12, "moe_align_block_size": 1 << 12}
-"""Largest number of elements in a case's main tensor: a launch costs milliseconds."""
+SMALL = {"fused_gate": 1 << 12, "moe_align_block_size": 1 << 12}
+"""Largest number of elements in the main tensor of most cases: a launch costs milliseconds."""
+LARGE_IDS = 1 << 16
+"""The same of the few cases that reach loops over many tiles."""
 BUILDS = {"fused_gate": 14, "moe_align_block_size": 12}
 """How many instantiations are compiled."""
 SURPLUS = 4
@@ -37,49 +40,69 @@ _PAIRS = ((2, 1), (4, 2), (8, 4), (8, 1), (8, 8), (16, 4), (32, 8))
 _ARGUMENT = re.compile(r"[<,]\s*([^,<>]+)")
 
 
-def foci(op: str) -> list[Domain]:
-    """Return the domains that cases are drawn from, in equal shares: all that is claimed, and where few cases go."""
+@dataclass(frozen=True)
+class Focus:
+    """Where to draw cases.
+
+    Attributes
+    ----------
+    domain : Domain
+        Their domain.
+    elements : int
+        Largest number of elements in the main tensor.
+    share : float
+        Their share among all cases; the shares of an op add up to 1.
+    """
+
+    domain: Domain
+    elements: int
+    share: float
+
+
+def foci(op: str) -> list[Focus]:
+    """Return all that an op's subject claims, and the parts of it where few cases go by themselves."""
     whole = DOMAINS[op]
+    small = SMALL[op]
     if isinstance(whole, GateDomain):
         fast = replace(whole, layouts=("contiguous",), scorings=("sigmoid", "softmax"), groups="none")
-        return [
-            whole,
-            replace(fast, experts=_ALIGNED),
-            replace(fast, experts=tuple(range(32, 520, 32)), groups=_PAIRS, topk=range(1, 9)),
-            replace(fast, experts=tuple(range(520, 2100, 8)), tokens=range(1, 9)),
-        ]
+        grouped = replace(fast, experts=tuple(range(32, 520, 32)), groups=_PAIRS, topk=range(1, 9))
+        split = replace(fast, experts=tuple(range(520, 2100, 8)), tokens=range(1, 9))
+        domains = (whole, replace(fast, experts=_ALIGNED), grouped, split)
+        return [Focus(domain, small, 0.25) for domain in domains]
     if isinstance(whole, AlignDomain):
-        many = replace(whole, tokens=range(260, 400), topk=range(8, 9), max_ids=1 << 12, thresholds={})
-        return [whole, many, replace(many, experts=range(1, 513), layouts=("contiguous",))]
+        many = replace(whole, tokens=range(260, 400), topk=range(8, 9), max_ids=small, thresholds={})
+        few_experts = replace(many, experts=range(1, 513), layouts=("contiguous",))
+        most = LARGE_IDS // 8
+        large = replace(few_experts, tokens=range(most // 2, most), max_ids=LARGE_IDS, block_sizes=range(1, 65))
+        rest = [Focus(domain, small, 0.32) for domain in (whole, many, few_experts)]
+        return [*rest, Focus(large, LARGE_IDS, 0.04)]
     raise ValueError(f"op is {op!r}; allowed on the executor: {', '.join(DOMAINS)}")
 
 
 def cases(op: str, count: int, seed: int) -> list[Attempt]:
     """Return the corpus's small cases and `count` generated ones."""
-    domains = foci(op)
     entries, _ = corpus.load([corpus.SHIPPED])
-    kept = [e.case for e in entries if e.case.op == op and _size(e.case) <= ELEMENTS[op]]
-    kept = [case for case in kept if why_outside(case, domains[0]) is None]
+    kept = [e.case for e in entries if e.case.op == op and math.prod(e.case.main.shape) <= SMALL[op]]
+    kept = [case for case in kept if why_outside(case, DOMAINS[op]) is None]
     drawn: list[Case] = []
-    for number, domain in enumerate(domains):
-        strategy = inside(op, domain, max_elements=ELEMENTS[op])
+    for number, focus in enumerate(foci(op)):
+        strategy = inside(op, focus.domain, max_elements=focus.elements)
         start = derived(seed, "mutate", op, number)
-        explore(strategy, drawn.append, start=start, count=count * SURPLUS // len(domains))
+        surplus = SURPLUS if focus.elements == SMALL[op] else 1
+        explore(strategy, drawn.append, start=start, count=max(1, round(count * surplus * focus.share)))
     builds = {id(case): ";".join(f"{file}:{name}" for file, name in launches(op, case)) for case in (*kept, *drawn)}
     chosen = panel([b for b in builds.values() if b], BUILDS[op])
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in drawn:
         groups[builds[id(case)]].append(case)
-    # In turns, so that a rare instantiation gets as many cases as a common one, while they last.
+    # In turns, so that a rare instantiation gets as many cases as a common one, while they last; larger cases, which
+    # are few, first in each.
+    for group in groups.values():
+        group.sort(key=lambda case: math.prod(case.main.shape) <= SMALL[op])
     turns = itertools.zip_longest(*(groups[b] for b in sorted(chosen) if b in groups))
     spread = [case for turn in turns for case in turn if case is not None][:count]
     fitting = [case for case in kept if builds[id(case)] in chosen] + spread
     return [Attempt(op, case, sampled(n, op), builds[id(case)]) for n, case in enumerate(fitting)]
-
-
-def _size(case: Case) -> int:
-    rows, columns = case.main.shape
-    return rows * columns
 
 
 class _Dry:

@@ -28,15 +28,8 @@ ARCH = "sm_90"
 
 @dataclass(frozen=True)
 class SimtJudge:
-    """Runs cases on the executor.
+    """Runs cases on the executor."""
 
-    Attributes
-    ----------
-    cache : str
-        Folder for what is built; empty for the user's own.
-    """
-
-    cache: str = ""
     name: str = "simt"
 
     def missing(self) -> str | None:
@@ -59,23 +52,26 @@ class SimtJudge:
         """Return the cases that mutants of an op are tried with."""
         return cases(op, count, seed)
 
-    def load(self, sources: Path) -> Session:
-        """Return a session; what it builds goes to the cache folder."""
-        if self.cache:
-            os.environ["MOEPROOF_CACHE_DIR"] = self.cache
+    def load(self, sources: Path, cache: Path | None) -> Session:
+        """Return a session."""
+        _use_cache(cache)
         runtime()  # modules are linked to it by name
         return _SimtSession(sources)
 
-    def machine_code(self, sources: Path, builds: Sequence[str]) -> Iterator[bytes] | None:
+    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes] | None:
         """Yield what NVRTC makes of some builds, kernel by kernel; None without NVRTC."""
         try:
             nvrtc_version()
         except CompileError:
             return None
-        if self.cache:
-            os.environ["MOEPROOF_CACHE_DIR"] = self.cache
+        _use_cache(cache)
         kernels = sorted({kernel for build in builds for kernel in build.split(";")})
         return (_cubin(sources, *kernel.split(":")) for kernel in kernels)
+
+
+def _use_cache(folder: Path | None) -> None:
+    if folder is not None:
+        os.environ["MOEPROOF_CACHE_DIR"] = str(folder)
 
 
 def _cubin(sources: Path, file: str, name: str) -> bytes:

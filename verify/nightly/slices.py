@@ -316,6 +316,6 @@ def run_slice(
     try:
         campaign.run()
     finally:
-        if any(state.pending is not None for state in campaign.states):
+        if any(state.pending for state in campaign.states):
             # Its answer would be taken for that of the next slice's first case.
             children.drop(unit.family)

@@ -88,7 +88,7 @@ def reduce_case(
     complete = False
     # The child may die beyond repair while a crash is reduced: what was reached so far still counts.
     with contextlib.suppress(OutOfTime, Unavailable):
-        probe.leave_extras(case)
+        case = best.case = probe.plain(case)
         failed, last = probe.rate(case, confirm)
         probe.set_rate(failed, confirm)
         best.violation = last or violation

@@ -10,13 +10,17 @@ from moeproof.strategies.case import Case
 from moeproof.strategies.domain import Domain
 from moeproof.strategies.domain_check import why_outside
 from moeproof.verify.child import CaseRunner
+from moeproof.verify.execute import pick_device
 from moeproof.verify.extras import of_check
+from moeproof.verify.metamorphic.shown import variants
 from moeproof.verify.violation import MAX_ROWS, Violation
 
 from .literal import relaid
 
 SURE = 0.99
 """How likely a flaky failure must show in the runs spent on one candidate."""
+MAX_SPELLED = 1 << 15
+"""Most elements of a case whose variants are spelled out."""
 MAX_ATTEMPTS = 60
 """Most runs spent on one candidate; a rarer failure is reduced less surely."""
 
@@ -98,6 +102,20 @@ class Probe:
             if violation is not None:
                 return self.leave_extras(case) or violation
         return None
+
+    def plain(self, case: Case) -> Case:
+        """Return the case, or of a death under further checks the variant of it that dies by itself, if there is one.
+
+        From then on no further checks are run.
+        """
+        if self.extras and not of_check(self.check) and self.leave_extras(case) is None:
+            subject, device = self.executor.subject, pick_device(self.executor.subject).type
+            small = math.prod(case.main.shape) <= MAX_SPELLED
+            tried = [v.case for name in self.extras for v in variants(name, case, subject, device)] if small else []
+            for variant in tried:
+                if self.leave_extras(variant) is not None:
+                    return variant
+        return case
 
     def leave_extras(self, case: Case) -> Violation | None:
         """Do without further checks from now on if the case fails without them, as after a death that had some."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moeproof.verify.subject import Unavailable
 
 from .module import runtime
+from .schedule import extent
 
 _EMPTY = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 
@@ -70,14 +70,6 @@ def _steps(bytes_: int, item: int) -> str:
     return f"{count} element{'s' * (count > 1)}"
 
 
-def _extent(tensor: torch.Tensor) -> int:
-    """Return the bytes from a tensor's first element to the end of its last."""
-    if not tensor.numel():
-        return 0
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return (reach + 1) * tensor.element_size()
-
-
 class Buffers(TorchDispatchMode):
     """Registers buffers with the runtime; while entered, also every CPU tensor that torch makes.
 
@@ -96,7 +88,7 @@ class Buffers(TorchDispatchMode):
 
     def add(self, name: str, tensor: torch.Tensor, *, initialised: bool, read_only: bool) -> None:
         """Let kernels touch a tensor: its own elements, not what lies between them."""
-        bytes_ = _extent(tensor)
+        bytes_ = extent(tensor)
         if not bytes_:
             return
         item = tensor.element_size()
@@ -106,7 +98,7 @@ class Buffers(TorchDispatchMode):
             valid = torch.zeros(bytes_ // item, dtype=torch.uint8)
             valid.as_strided(tensor.shape, tensor.stride()).fill_(1)
             self._maps.append(valid)
-        shift = min(3, int(math.log2(item)))
+        shift = min(3, item.bit_length() - 1)
         address = valid.data_ptr() if valid is not None else None
         number = runtime().simt_add_range(low, bytes_, address, item, shift, int(initialised), int(read_only))
         if number < 0:

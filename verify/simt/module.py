@@ -38,7 +38,7 @@ def runtime() -> ctypes.CDLL:
     """Return the runtime's library, built and loaded on first use."""
     library = ctypes.CDLL(str(runtime_library()))
     u64, pointer = ctypes.c_uint64, ctypes.c_void_p
-    library.simt_add_module.argtypes = [u64, u64, u64, u64, pointer, ctypes.c_int, ctypes.c_int]
+    library.simt_add_module.argtypes = [u64, u64, u64, u64, u64, pointer, ctypes.c_int, ctypes.c_int]
     library.simt_add_range.argtypes = [u64, u64, pointer, ctypes.c_uint32, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     library.simt_launch.argtypes = [pointer]
     library.simt_report.restype = pointer
@@ -74,10 +74,6 @@ class Module:
         Its library.
     number : int
         The runtime's number of it.
-    base : int
-        Address at which it is loaded.
-    shared_low : int
-        Address of the shared memory in place.
     shared : tuple of SharedArray
     globals : tuple of GlobalVariable
     entries : mapping of str to int
@@ -90,8 +86,6 @@ class Module:
 
     path: Path
     number: int
-    base: int
-    shared_low: int
     shared: tuple[SharedArray, ...]
     globals: tuple[GlobalVariable, ...]
     entries: Mapping[str, int]
@@ -186,11 +180,9 @@ def _build(file: Path, names: tuple[str, ...], defines: tuple[str, ...], made: P
 @functools.cache
 def _loaded(path: Path, names: tuple[str, ...]) -> Module:
     library = ctypes.CDLL(str(path))
-    library.simt_anchor.restype = ctypes.c_void_p
-    anchor = int(library.simt_anchor() or 0)
     symbols = elf.symbols(path)
     at = next(s.value for s in symbols if s.kind == elf.TLS and s.name.endswith("simt_anchor_storage"))
-    shared_low = anchor - at
+    anchor = ctypes.cast(library.simt_anchor, ctypes.c_void_p).value or 0
     entry = ctypes.cast(library.simt_entry_0, ctypes.c_void_p).value or 0
     base, end = _mapped(path, entry)
     shared = tuple(
@@ -204,7 +196,7 @@ def _loaded(path: Path, names: tuple[str, ...]) -> Module:
         variable.dynamic = array.bytes == 0
     total = max((a.offset + (a.bytes or DYNAMIC_BYTES) + elf.GAP for a in shared), default=0)
     awaits = any(s.name == "simt_grid_wait" for s in symbols)
-    number = runtime().simt_add_module(base, end, shared_low, total, described, len(shared), int(awaits))
+    number = runtime().simt_add_module(base, end, anchor, at, total, described, len(shared), int(awaits))
     entries, signatures = {}, {}
     for i, name in enumerate(names):
         entries[name] = ctypes.cast(library[f"simt_entry_{i}"], ctypes.c_void_p).value or 0
@@ -216,9 +208,8 @@ def _loaded(path: Path, names: tuple[str, ...]) -> Module:
         for s in symbols
         if s.kind == elf.OBJECT and s.defined and s.writable and s.size and _is_source_variable(s.name)
     )
-    made = Module(
-        path, number, base, shared_low, shared, held, entries, signatures, _clusters(library, base, symbols, names)
-    )
+    clusters = _clusters(library, base, symbols, names)
+    made = Module(path, number, shared, held, entries, signatures, clusters)
     _modules[number] = made
     return made
 

@@ -74,6 +74,7 @@ class RawReport(ctypes.Structure):
         ("sides", ctypes.c_int32),
         ("address", ctypes.c_uint64),
         ("size", ctypes.c_uint64),
+        ("shared_low", ctypes.c_uint64),
         ("side", _Side * 2),
         ("text", ctypes.c_char * 512),
     )
@@ -187,12 +188,13 @@ def describe(
                 (blocks.x, blocks.y, blocks.z), (threads.x, threads.y, threads.z), file, line, does, bool(side.earlier)
             )
         )
-    where = _where(int(raw.address), int(raw.size), module, buffers, fields) if raw.address else ""
+    where = _where(raw, module, buffers, fields) if raw.address else ""
     return Fault(kind, kernel, tuple(parties), where, raw.text.decode(errors="replace"), schedule)
 
 
-def _where(address: int, size: int, module: Module, buffers: Buffers, fields: dict[int, str]) -> str:
-    shared = address - module.shared_low
+def _where(raw: RawReport, module: Module, buffers: Buffers, fields: dict[int, str]) -> str:
+    address, size = int(raw.address), int(raw.size)
+    shared = address - int(raw.shared_low)
     if module.shared and 0 <= shared < max(a.offset + (a.bytes or DYNAMIC_BYTES) for a in module.shared) + GAP:
         return _shared_element(shared, size, module.shared)
     for variable in module.globals:

@@ -15,9 +15,9 @@ struct VariableDescription {
 #pragma GCC visibility push(default)
 extern "C" {
 
-int simt_add_module(uintptr_t low, uintptr_t high, uintptr_t shared_low, uint64_t shared_bytes,
+int simt_add_module(uintptr_t low, uintptr_t high, void* (*anchor)(), uint64_t anchor_offset, uint64_t shared_bytes,
                     const VariableDescription* variables, int count, int awaits) {
-  Module* added = new Module{low, high, shared_low, shared_bytes, awaits != 0, {}, {}};
+  Module* added = new Module{low, high, 0, shared_bytes, anchor, anchor_offset, awaits != 0, {}, {}};
   added->variable_of.resize(shared_bytes / 16 + 1);
   for (int i = 0; i < count; ++i) {
     const VariableDescription& v = variables[i];
@@ -62,6 +62,7 @@ void simt_reset_range(int index) {
 int simt_launch(const Launch* what) {
   launch = *what;
   module = modules[(size_t)launch.module];
+  module->shared_low = (uintptr_t)module->anchor() - module->anchor_offset;
   return run_launch();
 }
 

@@ -69,7 +69,8 @@ Know* cluster_knowledge(const Cluster* cluster) {
   for (const Level level : {OF_BLOCK, OF_WARP, OF_THREAD})
     for (const Block* block : cluster->blocks) {
       if (!block) continue;
-      if (level == OF_BLOCK && block->arrived_floor) own->entries.push_back({level | block->number, block->arrived_floor});
+      if (level == OF_BLOCK && block->arrived_floor)
+        own->entries.push_back({level | block->number, block->arrived_floor});
       for (uint32_t w = 0; level == OF_WARP && w < block->warps_used; ++w)
         if (block->warps[w].arrived_floor)
           own->entries.push_back({level | block->warps[w].number, block->warps[w].arrived_floor});

@@ -117,7 +117,8 @@ void give_results(Warp* warp, uint32_t mask, int operation) {
     for (uint32_t left = mask; left; left &= left - 1) lanes[__builtin_ctz(left)].result = result;
   }
   warp->waiting &= ~mask;
-  for (uint32_t left = mask; left; left &= left - 1) wake(&lanes[__builtin_ctz(left)]);
+  for (uint32_t left = mask; left; left &= left - 1) lanes[__builtin_ctz(left)].state = READY;
+  wake_lanes(warp, mask);
 }
 
 // Completes the collective that `fiber` waits in, if every lane that it names is there or has ended.
@@ -166,7 +167,8 @@ void cluster_arrive(const char* file, int line) {
 
 void cluster_wait(const char* file, int line) {
   Fiber* me = running;
-  if (!me->arrived) fail_here(DIVERGENT_BARRIER, file, line, "a thread waits at its cluster's barrier before it arrives");
+  if (!me->arrived)
+    fail_here(DIVERGENT_BARRIER, file, line, "a thread waits at its cluster's barrier before it arrives");
   me->file = file;
   me->line = line;
   if (me->block->cluster->phase == me->arrived_phase) {

@@ -1,12 +1,7 @@
 // Fibers, blocks and the choice of who runs next.
 #include "machine.h"
 
-#include <signal.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <ucontext.h>
-#include <unistd.h>
 
 #include "collectives.h"
 #include "shadow.h"
@@ -21,6 +16,7 @@ Block* resident[MAX_RESIDENT];
 uint32_t stamp_now = 0, launch_floor = 0, chain_floor = 0;
 uint32_t first_warp = 0;
 bool inputs_pending = true;
+void* main_stack_pointer;
 uint64_t spins = 0;
 
 namespace {
@@ -29,14 +25,12 @@ constexpr uint64_t FAIR_AFTER = 24;        // spins, after which everybody gets 
 constexpr uint64_t PATIENCE = 4096;        // choices, after which a block or a delayed victim gets a turn anyway
 constexpr uint64_t HOPELESS = 20000;       // spins at least, and so many for each live thread, without a change
 constexpr uint64_t HOPELESS_EACH = 100;
-constexpr double TRY_AGAIN = 0.001;        // seconds
 constexpr uint32_t GUARD = 4096;           // bytes at the end of a stack that nobody should reach
 constexpr size_t BELOW = 4 << 20;          // for what one call can overrun before it is noticed
 
 Block* slots[MAX_RESIDENT];
 Cluster clusters[MAX_RESIDENT];
 uint64_t slot_cells[MAX_RESIDENT];         // bytes of shared memory that a slot's cells cover
-void* main_stack_pointer;
 Block* current = nullptr;                  // whose shared memory is in place
 uint64_t ready_blocks, alive;              // by slot
 uint32_t next_block, blocks, resident_wanted, live_threads;
@@ -45,30 +39,35 @@ uint32_t victim;
 Cluster* new_cluster = nullptr;             // whose blocks are being started
 uint32_t next_generation = 0;
 uint64_t shared_in_use;                     // bytes; dynamic shared memory comes last
-timer_t timer;
-int timer_thread = 0;
 
 uint32_t rotated_bit(uint64_t mask, uint32_t from, uint32_t width) {
   const uint64_t above = mask & ~((1ull << from) - 1);
   return (uint32_t)__builtin_ctzll((from < width && above) ? above : mask);
 }
 
-uint32_t random_bit(uint64_t mask, uint32_t width) { return rotated_bit(mask, random_below(width), width); }
+inline uint64_t random_word() {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return random_state;
+}
 
-void mark_ready(Fiber* fiber) {
-  fiber->state = READY;
-  Warp* warp = fiber->warp;
+// The first bit of a mask from a random one on, round the end.
+inline uint32_t bit_from(uint32_t mask, uint32_t from) {
+  from &= 31;
+  return ((uint32_t)__builtin_ctz(mask >> from | mask << (-from & 31)) + from) & 31;
+}
+
+inline void mark_ready(Warp* warp, uint32_t lanes) {
   Block* block = warp->block;
-  warp->ready |= 1u << fiber->lane;
+  warp->ready |= lanes;
   block->ready_warps |= 1u << (warp - block->warps);
   ready_blocks |= 1ull << block->slot;
 }
 
-void unmark(Fiber* fiber) {
-  Warp* warp = fiber->warp;
-  Block* block = warp->block;
-  if (!(warp->ready &= ~(1u << fiber->lane)))
-    if (!(block->ready_warps &= ~(1u << (warp - block->warps)))) ready_blocks &= ~(1ull << block->slot);
+inline void mark_ready(Fiber* fiber) {
+  fiber->state = READY;
+  mark_ready(fiber->warp, 1u << fiber->lane);
 }
 
 void put_in_place(Block* block) {
@@ -209,7 +208,7 @@ uint32_t choose_block(uint64_t mask) {
   switch (launch.policy) {
     case ROUND_ROBIN: return rotated_bit(mask, current ? (current->slot + 1) % MAX_RESIDENT : 0, MAX_RESIDENT);
     case LONGEST_FIRST: return 63 - (uint32_t)__builtin_clzll(mask);
-    default: return random_bit(mask, MAX_RESIDENT);
+    default: return rotated_bit(mask, random_below(MAX_RESIDENT), MAX_RESIDENT);
   }
 }
 
@@ -223,36 +222,43 @@ uint64_t without_victims(uint64_t mask) {
   return others ? others : mask;
 }
 
-Fiber* take(Block* block, uint32_t warp, uint32_t lane) {
-  block->last_warp = warp;
-  Fiber* fiber = &block->warps[warp].lanes[lane];
-  unmark(fiber);
-  return fiber;
+inline Fiber* take(Block* block, uint32_t index, uint32_t lane) {
+  block->last_warp = index;
+  Warp& warp = block->warps[index];
+  if (!(warp.ready &= ~(1u << lane)))
+    if (!(block->ready_warps &= ~(1u << index))) ready_blocks &= ~(1ull << block->slot);
+  return &warp.lanes[lane];
+}
+
+Block* choose_other_block(bool fair) {
+  if ((!ready_blocks || (fair && spins % FAIR_AFTER == 0)) && can_start()) start_more();
+  if (!ready_blocks) return nullptr;
+  Block* block = fair ? slots[rotated_bit(ready_blocks, current ? (current->slot + 1) % MAX_RESIDENT : 0, MAX_RESIDENT)]
+                      : slots[choose_block(without_victims(ready_blocks))];
+  quantum = launch.policy == ROUND_ROBIN || launch.policy == LONGEST_FIRST ? PATIENCE : 1 + random_below(256);
+  put_in_place(block);
+  return block;
 }
 
 // Whose turn it is, or null if nobody can run.
 Fiber* choose() {
   ++choices;
   const bool fair = spins > FAIR_AFTER;
-  if ((!ready_blocks || (fair && spins % FAIR_AFTER == 0)) && can_start()) start_more();
-  if (!ready_blocks) return nullptr;
   Block* block = current;
   if (fair || !block || !block->ready_warps || quantum-- == 0) {
-    const uint64_t mask = without_victims(ready_blocks);
-    block = fair ? slots[rotated_bit(ready_blocks, current ? (current->slot + 1) % MAX_RESIDENT : 0, MAX_RESIDENT)]
-                 : slots[choose_block(mask)];
-    quantum = launch.policy == ROUND_ROBIN || launch.policy == LONGEST_FIRST ? PATIENCE : 1 + random_below(256);
+    block = choose_other_block(fair);
+    if (!block) return nullptr;
   }
-  put_in_place(block);
   uint32_t mask = block->ready_warps;
   const uint32_t last = block->last_warp;
   if (fair) {
-    const uint32_t warp = rotated_bit(mask, (last + 1) % MAX_WARPS, MAX_WARPS);
-    return take(block, warp, rotated_bit(block->warps[warp].ready, random_below(LANES), LANES));
+    const uint32_t warp = bit_from(mask, last + 1);
+    return take(block, warp, bit_from(block->warps[warp].ready, random_below(LANES)));
   }
+  const uint64_t word = launch.policy == ROUND_ROBIN || launch.policy == LONGEST_FIRST ? 0 : random_word() >> 40;
   switch (launch.policy) {
     case ROUND_ROBIN: {
-      const uint32_t warp = rotated_bit(mask, last, MAX_WARPS);
+      const uint32_t warp = bit_from(mask, last);
       return take(block, warp, __builtin_ctz(block->warps[warp].ready));
     }
     case LONGEST_FIRST: {
@@ -260,12 +266,15 @@ Fiber* choose() {
       return take(block, warp, 31 - __builtin_clz(block->warps[warp].ready));
     }
     case DELAY_WARP:
-      if (const uint32_t others = mask & ~(1u << victim % block->warps_used); others && choices % PATIENCE) mask = others;
+      if (const uint32_t others = mask & ~(1u << victim % block->warps_used); others && choices % PATIENCE)
+        mask = others;
       break;
     default: break;
   }
-  const uint32_t warp = random_bit(mask, MAX_WARPS);
-  return take(block, warp, random_bit(block->warps[warp].ready, LANES));
+  // Three times in four the same warp goes on, whose threads are at hand.
+  const bool stay = mask >> last & 1 && (word & 3);
+  const uint32_t warp = stay ? last : bit_from(mask, (uint32_t)(word >> 2));
+  return take(block, warp, bit_from(block->warps[warp].ready, (uint32_t)(word >> 7)));
 }
 
 // Leaves the running thread, which someone else wakes, or which is done.
@@ -297,88 +306,6 @@ void thread_main() {
   if (block->live == 0) simt_switch(&me->stack_pointer, main_stack_pointer);  // its stacks get new owners
   pass_on();
   abort();
-}
-
-void set_timer(double seconds) {
-  struct itimerspec when = {};
-  when.it_value.tv_sec = (time_t)seconds;
-  when.it_value.tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9);
-  timer_settime(timer, 0, &when, nullptr);
-}
-
-// Leaves the launch from wherever the kernel is; the runtime itself, which may hold a lock, is let finish first.
-void on_timer(int, siginfo_t*, void* context) {
-  if (!running || report.fault) return;
-  const mcontext_t& machine = ((ucontext_t*)context)->uc_mcontext;
-#if defined(__x86_64__)
-  const uintptr_t at = (uintptr_t)machine.gregs[REG_RIP];
-#else
-  const uintptr_t at = (uintptr_t)machine.pc;
-#endif
-  if (at - module->low >= module->high - module->low) {
-    set_timer(TRY_AGAIN);
-    return;
-  }
-  report.fault = TIMEOUT;
-  report.sides = 1;
-  report.side[0] = side_of(running);
-  report.side[0].code = at - module->low;
-  void* here = nullptr;
-  simt_switch(&here, main_stack_pointer);
-}
-
-void arm(double seconds) {
-  const int thread = (int)syscall(SYS_gettid);
-  if (timer_thread != thread) {
-    if (timer_thread) timer_delete(timer);
-    struct sigaction action = {};
-    action.sa_sigaction = on_timer;
-    // The handler never returns once it has left a thread.
-    action.sa_flags = SA_NODEFER | SA_RESTART | SA_SIGINFO;
-    sigaction(SIGRTMIN + 7, &action, nullptr);
-    struct sigevent event = {};
-    event.sigev_notify = SIGEV_THREAD_ID;
-    event.sigev_signo = SIGRTMIN + 7;
-#ifndef sigev_notify_thread_id
-#define sigev_notify_thread_id _sigev_un._tid
-#endif
-    event.sigev_notify_thread_id = thread;
-    if (timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer)) return;
-    timer_thread = thread;
-  }
-  set_timer(seconds);
-}
-
-const char* wait_of(const Fiber* fiber) {
-  return fiber->state == AT_BARRIER ? "__syncthreads()"
-         : fiber->state == AT_CLUSTER ? "the cluster's barrier"
-                                      : "a warp collective";
-}
-
-void report_deadlock() {
-  report.fault = DEADLOCK;
-  uint32_t at_barrier = 0, in_collective = 0;
-  const Fiber *first = nullptr, *second = nullptr;
-  for (const Block* block : resident)
-    for (uint32_t i = 0; block && i < block->threads; ++i) {
-      const Fiber* fiber = &block->fibers[i];
-      if (fiber->state == DONE) continue;
-      at_barrier += fiber->state == AT_BARRIER;
-      in_collective += fiber->state == IN_COLLECTIVE;
-      if (!first) first = fiber;
-      else if (!second && fiber->block == first->block &&
-               (fiber->line != first->line || fiber->state != first->state || fiber->mask != first->mask))
-        second = fiber;
-    }
-  snprintf(report.text, sizeof report.text,
-           "nobody can go on: %u threads wait at a barrier, %u in a warp collective; the first is in %s%s%s", at_barrier,
-           in_collective, wait_of(first), second ? ", another in " : "", second ? wait_of(second) : "");
-  report.sides = second ? 2 : 1;
-  for (int i = 0; i < report.sides; ++i) {
-    const Fiber* fiber = i ? second : first;
-    report.side[i] = side_of(fiber);
-    place(report.side[i], fiber->file, fiber->line);
-  }
 }
 
 void run_blocks() {
@@ -424,14 +351,11 @@ bool is_some_stack(uintptr_t at) {
   return false;
 }
 
-uint32_t random_below(uint32_t n) {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return (uint32_t)((random_state >> 32) * n >> 32);
-}
+uint32_t random_below(uint32_t n) { return (uint32_t)((random_word() >> 32) * n >> 32); }
 
 void wake(Fiber* fiber) { mark_ready(fiber); }
+
+void wake_lanes(Warp* warp, uint32_t lanes) { mark_ready(warp, lanes); }
 
 void wait() { pass_on(); }
 
@@ -462,6 +386,7 @@ void leave_launch() {
 // Runs `launch`; false if a fault ended it, which `report` describes.
 bool run_launch() {
   memset(&report, 0, sizeof report);
+  report.shared_low = module->shared_low;
   const Index& grid = launch.grid;
   const Index& size = launch.block;
   const uint64_t threads = (uint64_t)size.x * size.y * size.z;

@@ -58,7 +58,8 @@ struct Report {
   int32_t fault;
   int32_t sides;
   uint64_t address;
-  uint64_t size;  // of the access
+  uint64_t size;        // of the access
+  uint64_t shared_low;  // address of shared memory
   Side side[2];
   char text[512];
 };
@@ -143,6 +144,7 @@ extern Launch launch;
 extern Block* resident[MAX_RESIDENT];
 extern uint32_t stamp_now, launch_floor, chain_floor;
 extern uint32_t first_warp;     // number of this launch's first
+extern void* main_stack_pointer;
 extern bool inputs_pending;     // no launch yet has waited for what came before the session
 extern uint64_t spins;  // yields since something last changed
 
@@ -150,8 +152,11 @@ extern uint64_t spins;  // yields since something last changed
 // A point at which others may run. `spinning`: nothing has changed since this thread last came by.
 void yield(bool spinning, const void* code);
 void wake(Fiber* fiber);
+void wake_lanes(Warp* warp, uint32_t lanes);  // whose state says so already
 void wait();  // until somebody wakes the running thread
 void check_stack();
+void arm(double seconds);  // of this thread's processor time; 0: the launch is over
+void report_deadlock();
 bool run_launch();
 uint32_t random_below(uint32_t n);
 

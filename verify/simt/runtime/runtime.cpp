@@ -2,6 +2,7 @@
 #include "clocks.cpp"
 #include "collectives.cpp"
 #include "machine.cpp"
+#include "watchdog.cpp"
 #include "shadow.cpp"
 #include "hooks.cpp"
 #include "api.cpp"

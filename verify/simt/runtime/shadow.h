@@ -49,8 +49,10 @@ inline uint64_t extent(const Variable& variable) { return variable.dynamic ? lau
 
 struct Module {
   uintptr_t low, high;  // of its code and data
-  uintptr_t shared_low;
+  uintptr_t shared_low;  // of the system thread that launches
   uint64_t shared_bytes;
+  void* (*anchor)();  // something `anchor_offset` bytes into shared memory
+  uint64_t anchor_offset;
   bool awaits;  // its kernels wait for the launch before where they may overlap it
   std::vector<Variable> variables;
   std::vector<uint16_t> variable_of;  // by 16 bytes: index + 1

@@ -1,0 +1,160 @@
+"""A process that times one tree's implementations, a sample at a time, on request.
+
+Started as ``python -m moeproof.verify.gate.timed FD``; each request is a tuple, and is answered by ``("ok", value)``
+or ``("failed", why)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .tree import TreeError, graft, place, strays
+
+if TYPE_CHECKING:
+    from moeproof.verify.bench.shapes import Shape
+
+DEVICE, HOST = "device", "host"
+"""Clocks: of the GPU by graph replay, and of the host, Python and launch included."""
+
+
+class AbsentError(Exception):
+    """The tree does not have the implementation."""
+
+
+class Bench:
+    """What this process knows.
+
+    Parameters
+    ----------
+    root, tree : Path
+        As in `graft`.
+    device : str
+        ``"cuda"`` or ``"cpu"``.
+    """
+
+    def __init__(self, root: Path, tree: Path, device: str) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._root, self._tree = root, tree
+        self._device = torch.device(device)
+        self._calls: dict[Any, Callable[..., Any]] = {}
+        self._timers: dict[str, Any] = {}
+
+    def prepare(self, what: tuple[str, ...], shape: Shape, seed: int) -> list[str]:
+        """Make inputs of a shape and timers for an implementation; return the clocks to read.
+
+        Parameters
+        ----------
+        what : tuple of str
+            ``("own", OP, MODULE)`` or ``("file", FILE, NAME)`` with a file of the root.
+        shape : Shape
+            What to measure.
+        seed : int
+            Of the inputs' contents.
+        """
+        from functools import partial
+
+        import torch
+
+        from moeproof.verify.bench.graph import GraphTimer
+        from moeproof.verify.bench.inputs import count_sets, input_bytes, make_inputs, make_outputs, output_bytes
+        from moeproof.verify.bench.timers import EagerTimer, EventTimer
+        from moeproof.verify.contract import output_specs
+
+        self._timers = {}
+        call, subject = self._loaded(what)
+        case = shape.case()
+        specs = output_specs(case, subject)
+        cuda = self._device.type == "cuda"
+        cache = int(torch.cuda.get_device_properties(self._device).L2_cache_size) if cuda else 0
+        sets, _ = count_sets(input_bytes(case) + output_bytes(specs), cache)
+        inputs = [make_inputs(shape, self._device, seed + i) for i in range(sets)]
+        calls = [partial(call, s.args, make_outputs(specs, self._device)) for s in inputs]
+        if cuda:
+            self._timers[DEVICE] = GraphTimer(calls) if subject.capturable else EventTimer(calls)
+        self._timers[HOST] = EagerTimer(calls, self._device)
+        if found := strays(self._root, self._tree):
+            raise AbsentError(f"{found[0]} was not taken from the base, so it would be compared with itself")
+        return list(self._timers)
+
+    def sample(self, clock: str) -> float:
+        """Return microseconds a call."""
+        return float(self._timers[clock].sample())
+
+    def _loaded(self, what: tuple[str, ...]) -> tuple[Callable[..., Any], Any]:
+        if what not in self._calls:
+            self._calls[what] = (_own if what[0] == "own" else self._of_file)(*what[1:])
+        return self._calls[what]  # type: ignore[return-value]
+
+    def _of_file(self, file: str, name: str) -> Any:
+        from moeproof.verify.subject import load_file
+
+        there = place(file, self._root, self._tree)
+        if not Path(there).is_file():
+            raise AbsentError(f"the base has no {Path(file).relative_to(self._root)}")
+        subject = next((s for s in load_file(there) if s.name == name), None)
+        if subject is None:
+            raise AbsentError(f"the base's {Path(file).relative_to(self._root)} has no subject {name}")
+        return subject.load(), subject
+
+
+def _own(op: str, module: str) -> Any:
+    from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDomain
+    from moeproof.verify.subject import Subject, from_function
+
+    try:
+        function = getattr(importlib.import_module(f"moeproof.kernels.{module}"), op)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise AbsentError(f"no {op} in its kernels: {error}") from error
+    domains: dict[str, Domain] = {
+        "fused_gate": GateDomain(),
+        "moe_align_block_size": AlignDomain(),
+        "append_shared_experts": AppendDomain(),
+    }
+    load = from_function(function, op, out=True)
+    return load(), Subject(f"own:{op}", op, load, domains[op], capturable=True)
+
+
+def main() -> None:
+    """Serve requests until the parent hangs up."""
+    from moeproof.verify.worker import die_with_parent
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+    channel = Connection(int(sys.argv[1]))
+    root, tree, device = channel.recv()
+    try:
+        graft(Path(root), Path(tree))
+        os.chdir(tree)
+        bench = Bench(Path(root), Path(tree), device)
+    except (ImportError, OSError, TreeError) as error:
+        channel.send(("failed", f"{type(error).__name__}: {error}"))
+        return
+    channel.send(("ok", None))
+    import torch
+
+    with torch.inference_mode():
+        while True:
+            try:
+                name, *arguments = channel.recv()
+            except EOFError:
+                return
+            try:
+                answer: tuple[str, Any] = ("ok", getattr(bench, name)(*arguments))
+            except AbsentError as error:
+                answer = ("failed", str(error))
+            except Exception as error:  # whatever an implementation raises is its own
+                answer = ("failed", f"{type(error).__name__}: {error}"[:600])
+            channel.send(answer)
+
+
+if __name__ == "__main__":
+    main()
