@@ -14,9 +14,11 @@ __device__ constexpr int vector_of(int dtype, int vpl) {
   return vpl % most ? most / 2 : most;
 }
 
-// Blocks a multiprocessor that the registers are to leave room for; the launcher's grid is as large.
-__device__ constexpr int resident_blocks(int vpl, bool grouped) {
-  return vpl <= 4 ? 10 : vpl <= 12 ? 8 : vpl <= 16 ? (grouped ? 6 : 7) : vpl <= 24 ? 6 : 5;
+// Blocks a multiprocessor that the registers are to leave room for; the launcher's grid is as large. As many as there
+// can be without spilling.
+__device__ constexpr int resident_blocks(int lanes, int vpl, bool grouped, bool softmax) {
+  const int most = vpl <= 4 ? 10 : vpl <= 8 ? 8 : lanes == 16 ? (vpl <= 16 ? 7 : vpl <= 24 ? 6 : 5) : (vpl <= 12 ? 6 : 5);
+  return most - (!grouped ? 0 : lanes == 16 ? 1 : 2) - softmax;
 }
 
 // Where a lane's experts lie: vector v starts at `first` + v·`step`, and exists if v·`step` < `room`.
@@ -87,16 +89,15 @@ __device__ __forceinline__ void load_bias(float (&bias)[VPL], const GateParams& 
   }
 }
 
-// Which experts a lane of a row's LANES owns where a group is whole lanes, of which the last may own fewer or none.
+// Groups that are whole lanes of a row's LANES, of which the last of a group may own fewer experts or none.
 template <int LANES>
 struct GroupLanes {
-  int group, lanes, size;  // of this lane; lanes and experts a group
-  __device__ __forceinline__ GroupLanes(const GateParams& p, int sub) {
-    const int shift = __clz(p.groups - 1) - (LANES == 32 ? 27 : 28);  // at most LANES groups
-    lanes = 1 << shift;
-    group = sub >> shift;
-    size = p.experts / p.groups;
-  }
+  int shift, size;  // log2 of the lanes, and number of experts, a group
+  __device__ __forceinline__ explicit GroupLanes(const GateParams& p)
+      : shift(__clz(p.groups - 1) - (LANES == 32 ? 27 : 28)), size(p.experts / p.groups) {}  // at most LANES groups
+  __device__ __forceinline__ int lanes() const { return 1 << shift; }
+  __device__ __forceinline__ int group_of(int lane) const { return lane >> shift; }
+  __device__ __forceinline__ int within(int lane) const { return lane & (lanes() - 1); }
 };
 
 // The row by exact keys of all its experts: a warp, or with SPLIT a block, in which a thread owns VPT neighbouring
@@ -108,14 +109,14 @@ __device__ __noinline__ void exact_row(const GateParams& p, long long index, Pic
   unsigned real = ~0u;
   float per_size = 0.f;
   if (GROUPED) {
-    const GroupLanes<32> mine(p, thread);
-    group = mine.group;
-    group_lanes = mine.lanes;
-    first = group * mine.size + (thread & (mine.lanes - 1)) * VPT;
-    end = group < p.groups ? (group + 1) * mine.size : 0;
+    const GroupLanes<32> groups(p);
+    group = groups.group_of(thread);
+    group_lanes = groups.lanes();
+    first = group * groups.size + groups.within(thread) * VPT;
+    end = group < p.groups ? (group + 1) * groups.size : 0;
     const int held = max(end - first, 0);
     real = held < VPT ? (1u << held) - 1 : ~0u;
-    per_size = reciprocal_approx((float)mine.size);
+    per_size = reciprocal_approx((float)groups.size);
   }
   const Row row = row_at(p, index, DTYPE, 1);
   float x[VPT];
@@ -173,7 +174,7 @@ __device__ __forceinline__ bool in_best_group(TopTwo best, const GateParams& p, 
 }
 
 template <int DTYPE, int SCORING, bool SCORED, bool GROUPED, int LANES, int VPL, bool SPLIT>
-__global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS, SPLIT ? VPL / 8 : resident_blocks(VPL, GROUPED))
+__global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS, SPLIT ? VPL / 8 : resident_blocks(LANES, VPL, GROUPED, SCORED && SCORING == SOFTMAX))
     fused_gate(const __grid_constant__ GateParams p) {
   constexpr int VEC = vector_of(DTYPE, VPL), ROWS = 32 / LANES;
   constexpr int VPT = VPL * LANES / 32, WARPS = SPLIT ? MAX_EXPERTS / (32 * VPL) : TEAMS;
@@ -194,12 +195,10 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS, SPLIT 
 
   const int turns = (SPLIT ? blockDim.x : LANES) * VEC;
   Share share{sub * VEC, turns, p.experts - sub * VEC};
-  int group_lanes = 1;
+  const GroupLanes<LANES> groups(p);
   if (GROUPED) {
-    const GroupLanes<LANES> mine(p, sub);
-    const int offset = (sub & (mine.lanes - 1)) * VEC;
-    group_lanes = mine.lanes;
-    share = {mine.group * mine.size + offset, mine.lanes * VEC, mine.group < p.groups ? mine.size - offset : 0};
+    const int group = groups.group_of(sub), offset = groups.within(sub) * VEC;
+    share = {group * groups.size + offset, groups.lanes() * VEC, group < p.groups ? groups.size - offset : 0};
   }
   after_previous();
   // A row past the last reads the last. A small share is loaded one row ahead, once the row before needs its
@@ -243,7 +242,7 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS, SPLIT 
     }
     bool sure = SCORING != SOFTMAX || scale == scale, in = true;
     if (GROUPED) {
-      in = in_best_group<LANES>(best, p, sub, group_lanes, sure);
+      in = in_best_group<LANES>(best, p, sub, groups.lanes(), sure);
       if (!in) best = {-infinity(), -infinity()};
     }
     if (SPLIT) {
@@ -286,8 +285,7 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS, SPLIT 
     const auto id_of = [&](int code) {
       const int j = code & 31, owner = code >> 5;
       if (!GROUPED) return j / VEC * turns + owner * VEC + j % VEC;
-      const GroupLanes<LANES> theirs(p, owner);
-      return theirs.group * theirs.size + (j / VEC * theirs.lanes + (owner & (theirs.lanes - 1))) * VEC + j % VEC;
+      return groups.group_of(owner) * groups.size + (j / VEC * groups.lanes() + groups.within(owner)) * VEC + j % VEC;
     };
     if (ROWS == 2 && !__any_sync(~0u, count > LANES)) {
       const int slot = lane & (LANES - 1), id = id_of(slot < count ? codes[team][nth][slot] : 0);

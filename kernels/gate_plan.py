@@ -24,10 +24,13 @@ FAST_ROUTED = 20
 """Most routed places for which the exact keys are filtered by a threshold; the same number is in gate_row.cuh."""
 TEAMS = 4
 """Warps a block, each with rows of its own, where throughput counts."""
-BLOCKS_PER_SM = {4: 10, 8: 8, 12: 8, 16: 7, 24: 6, 32: 5}
-"""Resident blocks of TEAMS warps by experts a lane (from register counts): the grid of a grid-stride loop."""
-GROUPED_BLOCKS_PER_SM = {8: 8, 12: 8, 16: 6, 32: 5}
+BLOCKS_PER_SM = {16: {4: 10, 8: 8, 16: 7, 24: 6, 32: 5}, 32: {4: 10, 8: 8, 12: 6, 16: 5, 32: 5}}
+"""Resident blocks of TEAMS warps, by lanes a row and experts a lane: the grid of a grid-stride loop. The kernel's
+launch bounds ask for as many."""
+GROUPED_BLOCKS_PER_SM = {16: {12: 6, 16: 6, 32: 4}, 32: {8: 6, 12: 4, 16: 3, 32: 3}}
 """The same where a group of experts is whole lanes."""
+GENERIC_BLOCKS_PER_SM = 8
+"""The same where layout, scoring and grouping are known at run time only."""
 
 SCORINGS = {"sigmoid": 0, "softmax": 1, "sqrtsoftplus": 2}
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -152,7 +155,9 @@ def plan(
     else:
         warps, teams = 1, 1 if few else TEAMS
         rows = teams * 32 // lanes
-        resident = (GROUPED_BLOCKS_PER_SM if grouping == "lanes" else BLOCKS_PER_SM)[per_lane]
+        resident = GENERIC_BLOCKS_PER_SM
+        if file == FILE:
+            resident = (GROUPED_BLOCKS_PER_SM if grouped else BLOCKS_PER_SM)[lanes][per_lane]
         grid = min(-(-tokens // rows), resident * sm_count * TEAMS // teams)
     variant = "block" if by_block else "warp"
     return GatePlan(variant, grouping, lanes, per_lane, vector, warps, teams, grid, 32 * warps * teams, file, name)
