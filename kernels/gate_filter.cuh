@@ -107,6 +107,7 @@ __device__ __forceinline__ int collect(unsigned mask, int thread, int base, int*
   const int own = __popc(mask);
   const unsigned ones = __ballot_sync(~0u, own & 1), twos = __ballot_sync(~0u, own & 2);
   const unsigned fours = __ballot_sync(~0u, own & 4), many = __ballot_sync(~0u, own > 7);
+  if (own > 7) mask = 0;  // the row is lost, and the slots behind this lane's are others'
   int slot = base + __popc(ones & lower) + 2 * __popc(twos & lower) + 4 * __popc(fours & lower);
   for (; mask; mask &= mask - 1, ++slot)
     if (slot < SLOTS_A_ROW) code[slot] = thread << 5 | (__ffs(mask) - 1);

@@ -7,5 +7,7 @@ __device__ __forceinline__ void after_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#elif defined(__CUDACC_SIMT__)
+  cudaGridDependencySynchronize();
 #endif
 }

@@ -13,14 +13,15 @@ from zoo import RIGHT, WRONG
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify.contract import arguments
-from moeproof.verify.execute import Runner
-from moeproof.verify.extras import EXTRAS, named, of_check, sampled
+from moeproof.verify.execute import Outcome, Runner
+from moeproof.verify.extras import EXTRAS, complete, named, of_check, sampled
 from moeproof.verify.metamorphic.batches import BATCHES, NAN, first_descent, gathered, indices, owners, resized
 from moeproof.verify.metamorphic.replay import change, relocated
 from moeproof.verify.metamorphic.shown import spelled
 from moeproof.verify.metamorphic.views import relabelled, relaid, widened
+from moeproof.verify.reduce.engine import reduce_case
 from moeproof.verify.subject import Subject
-from moeproof.verify.violation import CHECKS
+from moeproof.verify.violation import CHECKS, Violation
 
 CPU = torch.device("cpu")
 ZOO = {s.name.removeprefix("zoo:"): s for s in [*RIGHT, *(e.subject for e in WRONG)]}
@@ -95,7 +96,8 @@ def test_a_planted_fault_is_flagged_by_its_relation_and_by_nothing_else(slug: st
 
 
 def test_every_relation_that_needs_no_gpu_has_a_planted_fault() -> None:
-    assert set(EXTRAS) - set().union(*(names for _, names in CAUGHT.values())) == {"graph_replay", "fake_op"}
+    caught = set().union(*(names for _, names in CAUGHT.values()))
+    assert set(complete(perturb=False)) - caught == {"graph_replay", "fake_op"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -172,8 +174,8 @@ def test_names() -> None:
 
 def test_sampling_gives_each_check_its_share() -> None:
     for op, rarer in (("fused_gate", 1), ("moe_align_block_size", 2)):
-        counts = Counter(name for count in range(960) for name in sampled(count, op))
-        assert counts == {name: 960 // extra.every // rarer for name, extra in EXTRAS.items()}
+        counts = Counter(name for count in range(960) for name in sampled(count, op, perturb=False))
+        assert counts == {name: 960 // EXTRAS[name].every // rarer for name in complete(perturb=False)}
     assert max(len(sampled(count, "fused_gate")) for count in range(960)) <= 4
 
 
@@ -274,6 +276,22 @@ def test_align_in_any_order_is_compared_by_expert() -> None:
     assert flagged(subject, align(((0, 1), (1, 1), (2, 1)), dtype="int32")) == set()
     wrong = replace(ZOO["align-over-64-ids"], order="any", domain=AlignDomain(experts=range(1, 9)))
     assert flagged(wrong, CASES["many ids"]) == {"appended"}
+
+
+def test_a_death_in_a_variant_is_reduced_to_a_case_that_dies_by_itself() -> None:
+    class Dies:
+        """Stands for a child that dies of five rows, and of ten where the halves are tried too."""
+
+        subject = ZOO["right-gate"]
+
+        def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
+            sizes = {case.main.shape[0]} | ({case.main.shape[0] // 2} if "halves" in extras else set())
+            return Outcome((Violation("cuda_error", "the process died", extras=extras),) if 5 in sizes else ())
+
+    died = Violation("cuda_error", "the process died", extras=("permuted", "halves"))
+    result = reduce_case(Dies(), gate(tokens=10), died, seconds=10)
+    assert result.case.main.shape[0] == 5
+    assert (result.violation.extras, result.failed, result.runs) == ((), 2, 2)
 
 
 @pytest.mark.gpu

@@ -39,7 +39,7 @@ def test_mutants_are_listed(toy: Path) -> None:
     code, text = run("toy.cu", "--list")
     assert code == 0
     lines = text.splitlines()
-    assert any("toy.cu:13 count_ids: last_skipped: i < n → i < n - 1" in line for line in lines)
+    assert any("toy.cu:12 count_ids: last_skipped: i < n → i < n - 1" in line for line in lines)
     code, text = run("toy.cu", "--list", "--json", "--op", "relational")
     assert code == 0
     found = json.loads(text)

@@ -270,7 +270,7 @@ def _odd_job(payload: str, tell: Callable[[int, float], None]) -> int:
         raise RuntimeError("on purpose")
     while payload == "spins":
         pass
-    for step in range(100 if payload == "dawdles" else 2):
+    for step in range(1000 if payload == "dawdles" else 2):
         tell(step, 5.0)
         time.sleep(0.05)
     return len(payload)
@@ -278,7 +278,7 @@ def _odd_job(payload: str, tell: Callable[[int, float], None]) -> int:
 
 def test_jobs_that_die_hang_or_raise_harm_no_other() -> None:
     names = ["fine", "dies", "raises", "spins", "dawdles", "good"]
-    done = {d.tag: d for d in run_jobs((Job(n, n, 4.0) for n in names), _odd_job, 3)}
+    done = {d.tag: d for d in run_jobs((Job(n, n, 4.0 if n == "dawdles" else 120.0) for n in names), _odd_job, 3)}
     assert (done["fine"].result, done["good"].result) == (4, 4)
     assert done["dies"].error.startswith("died")
     assert "on purpose" in done["raises"].error

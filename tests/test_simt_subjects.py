@@ -173,5 +173,5 @@ def test_what_is_built_is_kept_by_content(tmp_path: Path, monkeypatch: pytest.Mo
             Program(tmp_path / folder / "one.cu", defines=[f"VALUE={value}"]).launch("one", 1, 1, out)
         results.append(out.item())
     assert results == [1, 1, 2]
-    kept = sorted(p.name.partition("-")[0] for p in (tmp_path / "cache" / "simt").iterdir())
-    assert kept == ["one", "one"]
+    kept = [p for p in (tmp_path / "cache" / "simt").iterdir() if p.name.startswith("one-")]
+    assert len(kept) == 2, kept

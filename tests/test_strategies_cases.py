@@ -19,7 +19,6 @@ from moeproof.strategies.layouts import layouts_of
 from moeproof.strategies.outside import cases_outside, steps_outside
 from moeproof.strategies.presets import PRESETS, preset_named, presets_in
 from moeproof.strategies.sizes import Choices, interesting
-from moeproof.verify import subject
 from moeproof.verify.explore import explore
 
 NARROW_GATE = GateDomain(
@@ -337,20 +336,6 @@ def test_labels_name_what_matters() -> None:
     assert seen["layout"] == {"contiguous", "offset", "row_stride", "transposed", "broadcast"}
     assert {"bias", "padding", "map", "shared", "scale", "on_output", "softmax"} <= seen["flags"]
     assert [size_class(n) for n in (0, 4, 31, 32, 33, 100)] == ["0", "4", "2^5-1", "2^5", "2^5+1", "2^6..2^7"]
-
-
-def test_half_of_all_gate_cases_are_usual_and_the_rest_is_anything() -> None:
-    """The own kernel's vectorised variants, as any library's, take aligned rows and whole vectors of experts only."""
-    cases: list[Case] = []
-    for start in range(4):
-        explore(gate.cases(GateDomain(), max_elements=1 << 20), cases.append, start=start, count=250)
-    (own,) = subject.find(["own:fused_gate"])
-    assert own.path is not None
-    paths = [own.path(case) for case in cases]
-    assert 0.4 < sum(p.startswith("fused_gate ") for p in paths) / len(paths) < 0.65
-    assert len(set(paths)) > 12
-    assert sum(c.tensors["logits"].shape[1] % 8 != 0 for c in cases) > 0.25 * len(cases)
-    assert sum(bool(layouts_of(c.tensors["logits"])) for c in cases) > 0.3 * len(cases)
 
 
 def test_every_score_pattern_is_drawn() -> None:

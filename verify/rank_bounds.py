@@ -62,7 +62,7 @@ def rank_bounds(case: Case, subject: Subject, check: str, actual: Mapping[str, A
     ties = None
     if check == "tie_order" and ranking.classes is not None:
         ties = torch.where(sure[:, None], ranking.classes, torch.arange(low.shape[1]))
-    seen = _ids(actual, *low.shape, params)
+    seen = _ids(actual, low.shape[0], low.shape[1], params)
     if seen is None or bool(Ranking(low, high, ties).explains(seen).all()):
         return None
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
@@ -24,8 +23,9 @@ CASE_SECONDS = 60.0
 """Longest time of one case of the unmutated kernels."""
 LIMIT_FACTOR, LEAST_LIMIT = 30.0, 2.0
 """A mutant has this many times as long as the unmutated kernel, and so many seconds at least."""
-FIRST_TURN = 4
-"""Cases of each build that are tried before any build's others."""
+TURN = 4
+ALONE_TURN = 24
+"""Cases of each build in a row: few where all is built, many where a mutant is compiled on its own, build by build."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Baseline:
         """Return how long a mutant may take over a case."""
         return max(LEAST_LIMIT, LIMIT_FACTOR * self.seconds[number])
 
-    def order(self, ops: Iterable[str], mark: int | None, count: int) -> list[int]:
+    def order(self, ops: Iterable[str], mark: int | None, count: int, turn: int) -> list[int]:
         """Return the cases that reach a mark (None: any), in the order in which to try them, `count` at most.
 
-        Cheap cases come first, and every build gets some in before any gets all of them: most mutants die within
-        milliseconds, one that shows in a single instantiation is found soon.
+        Cheap cases come first, and every build gets a turn, of `turn` cases, before any gets its second: most mutants
+        die within milliseconds, one that shows in a single instantiation is found soon.
         """
         allowed = set(ops)
         builds: dict[str, list[int]] = {}
@@ -69,12 +69,10 @@ class Baseline:
             group.sort(key=lambda n: math.frexp(self.seconds[n])[1])
         groups = sorted(builds.values(), key=lambda group: self.seconds[group[0]])
         chosen: list[int] = []
-        for turn in itertools.count():
-            if len(chosen) >= count or not any(len(g) > turn * FIRST_TURN for g in groups):
-                return chosen[:count]
+        for at in range(0, max(map(len, groups), default=0), turn):
             for group in groups:
-                chosen += group[turn * FIRST_TURN : (turn + 1) * FIRST_TURN]
-        return chosen
+                chosen += group[at : at + turn]
+        return chosen[:count]
 
 
 def measure(

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import baseline as baselines
 from . import equivalent
-from .baseline import BUILDS, Baseline
+from .baseline import ALONE_TURN, BUILDS, TURN, Baseline
 from .flags import Flags
 from .instrument import Instrumented, innermost, instrument
 from .judge import (
@@ -188,7 +188,8 @@ class Engine:
         store = Store(plan.out / "results.jsonl")
         outcome = Outcome(plan, self.sources)
         try:
-            todo = [m for m in self.chosen if store.get(m.id, self._key(m)) is None]
+            # By id, that is in no order: an early look, and an interrupted run, show all files and operators.
+            todo = sorted((m for m in self.chosen if store.get(m.id, self._key(m)) is None), key=lambda m: m.id)
             self.watcher.start(len(self.chosen), len(self.chosen) - len(todo))
             if todo:
                 with tempfile.TemporaryDirectory(prefix="moeproof-mutate-") as scratch:
@@ -246,30 +247,35 @@ class Engine:
 
     def _instrument(self, marked: Path, attempts: Sequence[Attempt]) -> Instrumented:
         """Put as many mutants behind switches as the compiler takes; the others are compiled one by one."""
-        builds = {a.build: a for a in attempts}
-        switched, left = list(self.chosen), ROUNDS
-        while True:
+        builds = list({a.build: a for a in attempts}.values())
+        # One build of each file finds most of what a compiler refuses, and costs a fraction of all.
+        probes = list({a.build.partition(":")[0]: a for a in attempts}.values())
+        switched = list(self.chosen)
+        for _ in range(ROUNDS):
             made = instrument(self.plan.folder, marked, switched)
-            jobs = [
-                Job(a.build, (self.judge, marked, marked.parent / BUILDS, a.to_json()), 3600.0) for a in builds.values()
-            ]
-            said = ""
-            for done in run_jobs(jobs, _compile, self.plan.jobs):
-                if done.error:
-                    raise JudgeError(f"the instrumented kernels can't be compiled: {done.error}")
-                said += done.result
+            said = self._compiled(marked, probes) or self._compiled(marked, builds)
             if not said:
                 return made
             places = {(file, int(line)) for file, line in LINE.findall(said)}
             blamed = {i for place in places for i in made.lines.get(place, ())}
             if not blamed:  # what fails stands elsewhere than the mutant that makes it fail
                 blamed = {m.id for m in switched if m.file in {file for file, _ in places}}
-            left -= 1
-            if not blamed or not left:
-                self.watcher.note(f"no mutant can be switched at run time: {said[:MESSAGE]}")
-                return instrument(self.plan.folder, marked)
+            if not blamed:
+                break
             self.watcher.note(f"{len(blamed)} mutants can't be switched at run time")
             switched = [m for m in switched if m.id not in blamed]
+        self.watcher.note(f"no mutant can be switched at run time: {said[:MESSAGE]}")
+        return instrument(self.plan.folder, marked)
+
+    def _compiled(self, sources: Path, attempts: Sequence[Attempt]) -> str:
+        """Compile what cases need; return what the compiler has to say against it."""
+        jobs = [Job(a.build, (self.judge, sources, sources.parent / BUILDS, a.to_json()), 3600.0) for a in attempts]
+        said = []
+        for done in run_jobs(jobs, _compile, self.plan.jobs):
+            if done.error:
+                raise JudgeError(f"the instrumented kernels can't be compiled: {done.error}")
+            said.append(done.result)
+        return "".join(said)
 
     # -- mutants ---------------------------------------------------------------------------------------------------
 
@@ -300,7 +306,8 @@ class Engine:
         mark = innermost(list(self._baseline.regions), mutant.file, mutant.start, mutant.end)
         listed = equivalent.reason_for(mutant, self.entries) is not None
         count = max(1, self.plan.cases // (LISTED_SHARE if listed else 1))
-        return self._baseline.order(self.ops[mutant.file], mark, count)
+        turn = TURN if mutant.id in self.made.numbers else ALONE_TURN
+        return self._baseline.order(self.ops[mutant.file], mark, count, turn)
 
     def _try(
         self, work: Path, mutants: list[Mutant], orders: dict[str, list[int]], full: dict[str, list[int]]
@@ -348,7 +355,7 @@ def _try_mutant(payload: Any, report: Report) -> tuple[str, str, str, int]:
     judge, sources, cache, switch, cases = payload
     if switch:
         Flags().choose(switch)
-    attempts = [(Attempt.from_json(data), seconds) for data, seconds in cases]
+    attempts = ((Attempt.from_json(data), seconds) for data, seconds in cases)
     status, failure, count = try_attempts(judge, sources, cache, attempts, report)
     return status, failure.check if failure else "", failure.message if failure else "", count
 

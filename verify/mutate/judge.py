@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -155,7 +155,7 @@ Report = Callable[[int, float], None]
 
 
 def try_attempts(
-    judge: Judge, sources: Path, cache: Path, attempts: Sequence[tuple[Attempt, float]], report: Report
+    judge: Judge, sources: Path, cache: Path, attempts: Iterable[tuple[Attempt, float]], report: Report
 ) -> tuple[str, Failure | None, int]:
     """Run cases on sources until one fails.
 
@@ -167,7 +167,7 @@ def try_attempts(
         Folder of the sources.
     cache : Path
         Where to keep what is built.
-    attempts : sequence of (Attempt, float)
+    attempts : iterable of (Attempt, float)
         Cases, and how long each may take.
     report : callable
         Told of each step.
@@ -181,15 +181,17 @@ def try_attempts(
     cases : int
         How many were run.
     """
+    count = 0
     try:
         session = judge.load(sources, cache)
-        for number, (attempt, seconds) in enumerate(attempts):
-            report(number, BUILD_SECONDS)
+        for attempt, seconds in attempts:
+            report(count, BUILD_SECONDS)
             session.prepare(attempt)
-            report(number + 1, seconds)
+            count += 1
+            report(count, seconds)
             failure = session.run(attempt)
             if failure is not None:
-                return KILLED, failure, number + 1
+                return KILLED, failure, count
     except NotCompiled as error:
         return DOES_NOT_COMPILE, Failure("", str(error)), 0
-    return SURVIVED, None, len(attempts)
+    return SURVIVED, None, count

@@ -102,7 +102,7 @@ class Buffers(TorchDispatchMode):
         address = valid.data_ptr() if valid is not None else None
         number = runtime().simt_add_range(low, bytes_, address, item, shift, int(initialised), int(read_only))
         if number < 0:
-            raise Unavailable(f"{name} has {bytes_} bytes; allowed for the SIMT executor: 128 MiB together")
+            raise Unavailable(f"{name} has {bytes_} bytes; allowed for the SIMT executor: 256 MiB together")
         buffer = Buffer(name, tensor, low, bytes_, number)
         self.known.append(buffer)
         self._by_storage[tensor.untyped_storage().data_ptr()] = buffer

@@ -18,7 +18,7 @@ from .module import Module, load, runtime
 from .report import RawReport, SimtError, describe
 from .schedule import POLICIES, Schedule
 
-LAUNCH_SECONDS = 10.0
+LAUNCH_SECONDS = 5.0
 """How long a launch may take of this thread's processor time."""
 _LAUNCH = struct.Struct("<QQ3I3IQQdiiii")
 """Launch of runtime/machine.h."""

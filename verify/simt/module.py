@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import elf
-from .toolchain import RUNTIME, cached, compiler, digest, run_compiler, runtime_key, runtime_library
+from .toolchain import RUNTIME, cached, compiler, digest, prelude, run_compiler, runtime_key, runtime_library
 
 DYNAMIC_BYTES = 227 * 1024
 """Most shared memory that a launch can ask for, as on the newest GPUs."""
@@ -148,7 +148,7 @@ def _build(file: Path, names: tuple[str, ...], defines: tuple[str, ...], made: P
     )
     unit = made.with_suffix(".cpp")
     unit.write_text("\n".join([f'#include "{file.resolve()}"', *entries, anchor]) + "\n", encoding="utf-8")
-    includes = ["-include", str(RUNTIME / "simt.h"), "-I", str(RUNTIME), "-x", "c++"]
+    includes = ["-include", str(prelude()), "-I", str(RUNTIME), "-x", "c++"]
     macros = [f"-D{define}" for define in defines]
     made_object = made.with_suffix(".o")
     options = [*compiler().instrumented(), *macros, *includes, "-c", str(unit), "-o", str(made_object)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -9,11 +11,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from moeproof.kernels.compiler import cache_dir
+from moeproof.verify.files import write_text
 from moeproof.verify.subject import Unavailable
 
 RUNTIME = Path(__file__).parent / "runtime"
@@ -107,7 +110,9 @@ def runtime_key() -> str:
     """Return the key of the runtime's sources and the compiler: part of the key of everything built."""
     files = sorted(p for p in RUNTIME.iterdir() if p.suffix in (".h", ".cpp"))
     contents = [part for file in files for part in (file.name, file.read_bytes())]
-    return digest([compiler().path, compiler().version, *_COMMON, *compiler().instrumented(), *contents])
+    # The folder too: debugging information names it, and reports pass over lines from there.
+    options = (*_COMMON, *compiler().instrumented())
+    return digest([compiler().path, compiler().version, str(RUNTIME), *options, *contents])
 
 
 def cached(name: str, build: Callable[[Path], None]) -> Path:
@@ -124,13 +129,25 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
         return place
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as workshop:
-            made = Path(workshop) / name
-            build(made)
-            os.replace(made, place)
+        with _locked(folder / f"{name}.lock"), tempfile.TemporaryDirectory(dir=folder, prefix="build-") as workshop:
+            if not place.exists():
+                made = Path(workshop) / name
+                build(made)
+                os.replace(made, place)
     except OSError as error:
         raise Unavailable(f"the cache folder {folder} can't be written: {error}") from error
     return place
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file: of several processes that want the same, one builds it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def run_compiler(options: Iterable[str], what: str) -> None:
@@ -157,3 +174,18 @@ def runtime_library() -> Path:
         run_compiler(["-O2", "-g", "-shared", f"-Wl,-soname,{name}", "-o", str(made), source], "the SIMT runtime")
 
     return cached(name, build)
+
+
+@functools.cache
+def prelude() -> Path:
+    """Return the header that comes before every kernel source; g++ has it precompiled beside it."""
+    text = f'#include "{RUNTIME / "simt.h"}"\n'
+    header = cached(f"simt-{runtime_key()}.h", lambda made: write_text(made, text))
+    if not compiler().clang:
+
+        def build(made: Path) -> None:
+            options = [*compiler().instrumented(), "-I", str(RUNTIME), "-x", "c++-header", str(header)]
+            run_compiler([*options, "-o", str(made)], "the SIMT headers")
+
+        cached(f"{header.name}.gch", build)
+    return header

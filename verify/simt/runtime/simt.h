@@ -5,11 +5,15 @@
 
 #include "simt_sync.h"
 
-#undef assert
-#define assert(condition) ((condition) ? (void)0 : simt_trap("assert(" #condition ")", __FILE__, __LINE__))
+// What the C library's assert calls, however often its header is included.
+#define __assert_fail(text, file, line, function) simt_trap("assert(" text ")", file, line)
 // Calls that the compiler does not see as loads and stores.
 #define memcpy(to, from, size) simt_copy(to, from, size)
 #define memset(to, byte, size) simt_fill(to, byte, size)
+namespace std {
+using ::simt_copy;
+using ::simt_fill;
+}  // namespace std
 
 // A word for each parameter of a kernel: its kind, and its bytes.
 template <class T>

@@ -8,6 +8,13 @@
 #include <stdio.h>
 #include <string.h>
 
+// Before any macro of ours, since these headers undefine names that they declare.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
