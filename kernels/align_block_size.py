@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from . import validate
-from .align_plan import SCAN_EXPERTS, SCAN_THREADS, THREADS, AlignPlan, capacity, plan
-from .launcher import Kernel, Params, load_kernel
+from .align_plan import MAX_SLICES, SCAN_EXPERTS, THREADS, AlignPlan, capacity, plan
+from .launcher import Launchable, Params, capability, load_kernel, sm_count
 
 __all__ = ["capacity", "moe_align_block_size"]
 
 _FILE = "align_block_size.cu"
-_params = Params(7, "3q8i")  # AlignParams of align_block_size.cu
+_params = Params(6, "3qIiIi10i")  # AlignParams of align_block_size.cu
 _NAMES = ("sorted_token_ids", "expert_ids", "num_tokens_post_pad")
 _MAX_PREPARED = 4096
 
@@ -27,10 +27,9 @@ class _Prepared:
 
     places: int
     blocks: int
-    scratch: int  # int32 elements: tile counts, then expert counts
-    totals_at: int  # bytes from the scratch's start to the expert counts
+    scratch: int  # int32 elements
     plan: AlignPlan | None  # None: no ids
-    launches: tuple[tuple[Kernel, int, int], ...]
+    launches: tuple[tuple[Launchable, int, int, int, bool], ...]  # kernel, grid, block, shared memory, overlap
     constants: bytes
 
 
@@ -111,7 +110,7 @@ def run(
         prepared = _prepare(topk_ids, num_experts, block_size, expert_map, out)
         if len(_prepared) >= _MAX_PREPARED:
             _prepared.clear()
-        if key is not None:
+        if key is not None and topk_ids.is_cuda:  # on the CPU the kernels are one executor's own
             _prepared[key] = prepared
     if out is None:
         device = topk_ids.device
@@ -135,10 +134,9 @@ def run(
         blocks.data_ptr(),
         total.data_ptr(),
         scratch,
-        scratch + prepared.totals_at,
     )
-    for kernel, grid, block in prepared.launches:
-        kernel.launch(grid, block, params)
+    for kernel, grid, block, shared, overlap in prepared.launches:
+        kernel.launch(grid, block, params, shared, overlap)
     return places, blocks, total
 
 
@@ -185,39 +183,55 @@ def _prepare(
     numel = topk_ids.numel()
     length = capacity(numel, num_experts, block_size)
     if numel == 0:
-        return _Prepared(length, length // block_size, 0, 0, None, (), b"")
-    chosen = plan(numel, num_experts, block_size)
+        return _Prepared(length, length // block_size, 0, None, (), b"")
     index = topk_ids.device.index
-    launches = [(load_kernel(_FILE, chosen.place, index), chosen.grid, THREADS)]
-    if chosen.variant == "scanned":
-        scan = load_kernel(_FILE, "scan_tiles", index)
-        launches.insert(0, (scan, -(-num_experts // SCAN_EXPERTS), SCAN_THREADS))
-    if chosen.histogram:
-        launches.insert(0, (load_kernel(_FILE, chosen.histogram, index), chosen.tiles, THREADS))
-    places, row_stride, column_stride = _as_rows(topk_ids)
+    chosen = plan(numel, num_experts, block_size, sm_count=sm_count(index), capability=capability(index))
+    topk, row_stride, column_stride = _as_rows(topk_ids)
     constants = _params.freeze(
-        row_stride,
         column_stride,
+        row_stride - topk * column_stride if topk else 0,
         0 if expert_map is None else expert_map.stride(0),
+        *(_divisor(topk) if topk else (0, 0)),
+        *_divisor(block_size),
         int(topk_ids.dtype is torch.int64),
         numel,
-        places,
         num_experts,
         block_size,
         length,
         chosen.tiles,
         chosen.tile_length,
+        chosen.own,
+        chosen.rank_warps,
+        chosen.chunks,
     )
-    counts = chosen.tiles * num_experts if chosen.histogram else 0
-    scratch = counts + num_experts if chosen.histogram else 0
-    return _Prepared(length, length // block_size, scratch, 4 * counts, chosen, tuple(launches), constants)
+    scratch = 0 if chosen.variant == "few" else (chosen.tiles + 1) * num_experts + MAX_SLICES  # ScanScratch
+    launches = tuple(
+        (load_kernel(_FILE, name, index, shared), grid, THREADS, shared, i > 0)
+        for i, (name, grid, shared) in enumerate(_launches(chosen, num_experts))
+    )
+    return _Prepared(length, length // block_size, scratch, chosen, launches, constants)
+
+
+def _launches(chosen: AlignPlan, num_experts: int) -> list[tuple[str, int, int]]:
+    """Return (name, blocks, bytes of shared memory) of each launch."""
+    last = (chosen.place, chosen.grid, chosen.shared)
+    if chosen.variant == "few":
+        return [last]
+    tiles = (chosen.histogram, chosen.tiles, chosen.histogram_shared)
+    return [tiles, ("scan_tiles", -(-num_experts // SCAN_EXPERTS), 0), last]
+
+
+def _divisor(value: int) -> tuple[int, int]:
+    """Return (multiplier, shift): n // value == n * multiplier >> shift for 0 ≤ n < 2^31."""
+    bits = (value - 1).bit_length()
+    return -(-(1 << 31 + bits) // value), 31 + bits
 
 
 def _as_rows(ids: torch.Tensor) -> tuple[int, int, int]:
-    """Return (places a row, row stride, column stride); evenly spaced ids make one row: no division."""
+    """Return (places a row, row stride, column stride); 0 places for evenly spaced ids: no division."""
     (tokens, topk), (rows, columns) = ids.shape, ids.stride()
     if tokens == 1 or rows == topk * columns:
-        return ids.numel(), 0, columns
+        return 0, 0, columns
     if topk == 1:
-        return ids.numel(), 0, rows
+        return 0, 0, rows
     return topk, rows, columns

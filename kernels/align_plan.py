@@ -1,37 +1,51 @@
-"""Which kernels align ids to blocks, and with what launch shapes: pure functions and their numbers."""
+"""Which kernels align ids to blocks, and with what launch shapes: pure functions and their numbers.
+
+=========  ====================================================================================
+variant    runs for
+=========  ====================================================================================
+few        up to `OWN` ids a block of `align_few`, with a block a multiprocessor, `TILES` at most
+scanned    more: a tile a block, staged where `RUN` ids a tile and expert can be expected
+=========  ====================================================================================
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 THREADS = 512
-"""Threads a block of `tile_histogram` and `place_ids`; the same number is in align_block_size.cu."""
-SCAN_THREADS = 1024
+WARPS = THREADS // 32
+"""Threads and warps a block of every kernel; the same numbers are in align_common.cuh."""
+SCAN_THREADS = THREADS
 SCAN_EXPERTS = 32
 """Threads and experts a block of `scan_tiles`."""
-BUCKETS = {512: (16, 4), 1024: (16, 4), 2048: (8, 8), 4096: (2, 8)}
-"""Counters a warp → (counting warps, chunks of 32 ids a warp): what fits 48 KiB of shared memory."""
-SLICE = 4096
-"""Places of the output that a block of the one-launch variant writes."""
-MAX_SLICES = 64
-MIN_TILE = 1024
-"""Least ids a tile: fewer would make the scan cost more than the placing."""
+MAX_EXPERTS = 4096
+MAX_SLICES = MAX_EXPERTS // SCAN_EXPERTS
 TILES = 128
-"""Tiles, about one a multiprocessor, up to `MANY_IDS` ids."""
-MANY_IDS = 1 << 22
+"""Most blocks that share the ids, about one a multiprocessor."""
+OWN = 32
+"""Ids that a block of `align_few` places: a lane each."""
+FEW_PLACES = 1024
+"""Places of the output that a block of `align_few` fills, as long as each has an id."""
+FEW_EXPERTS = {512: 1, 4096: 8}
+"""Experts → experts a thread of `align_few`."""
+FEW_IDS = {512: 1, 4096: 8}
+"""Ids → ids that a thread of `align_few` counts."""
+CHUNKS = 8
+"""Most chunks of 32 ids that a warp of `place_ids` ranks at a time."""
+MIN_TILE = 256
+TILE = WARPS * 32 * CHUNKS
+"""Least ids a tile, and the most up to `MANY_TILES` tiles. Half as many where shared memory is short."""
 MANY_TILES = 512
-FUSED_COUNTS = 1 << 16
-"""Most tile counts (tiles x experts) that every block sums itself; more get a kernel of their own."""
-FUSED_BUCKETS = 1024
-FINISHER_PLACES = 8192
-MAX_FINISHERS = 64
-"""A block that writes padding and expert_ids to this many places, and how many of them at most."""
+RUN = 2
+"""Ids a tile and expert from which on they are sorted in shared memory before they are written."""
+HISTOGRAM = "tile_histogram<8>"
+PLACE = (f"place_ids<{CHUNKS}, false>", f"place_ids<{CHUNKS}, true>")
 
 THRESHOLDS: dict[str, tuple[int, ...]] = {
-    "ids": (*sorted({32 * w * c for w, c in BUCKETS.values()}), MIN_TILE * TILES, MANY_IDS),
-    "experts": (*BUCKETS, FUSED_COUNTS // TILES),
+    "ids": (min(FEW_IDS), OWN * TILES, MIN_TILE * TILES, TILE * TILES, TILE * MANY_TILES),
+    "experts": (min(FEW_EXPERTS), MIN_TILE // RUN, TILE // RUN),
 }
-"""Sizes at which the launched variant changes."""
+"""Sizes at which the launched variant or its shape changes, on an H100."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +55,30 @@ class AlignPlan:
     Attributes
     ----------
     variant : str
-        ``"single"`` (one launch), ``"fused"`` (two) or ``"scanned"`` (three).
-    buckets : int
-        Counters a warp of the instantiation.
+        ``"few"`` (one launch) or ``"scanned"`` (three).
     tiles, tile_length : int
-        Tiles of neighbouring ids, and ids a tile.
+        Tiles of neighbouring ids, each counted by one block, and ids a tile.
+    own : int
+        Ids that a block of the last launch places, at a time.
+    rank_warps, chunks : int
+        Warps that rank a block's ids, and chunks of 32 ids each.
     grid : int
-        Blocks of `place_ids`.
+        Blocks of the last launch.
+    shared, histogram_shared : int
+        Bytes of dynamic shared memory a block of the last launch, and of the one over tiles.
     place, histogram : str
-        Name expressions of the instantiations; `histogram` is empty for one launch.
+        Name expressions of the last launch's kernel, and of the one over tiles; the latter is empty for one launch.
     """
 
     variant: str
-    buckets: int
     tiles: int
     tile_length: int
+    own: int
+    rank_warps: int
+    chunks: int
     grid: int
+    shared: int
+    histogram_shared: int
     place: str
     histogram: str
 
@@ -66,30 +88,76 @@ def capacity(numel: int, num_experts: int, block_size: int) -> int:
     return (numel + min(numel, num_experts) * (block_size - 1)) // block_size * block_size
 
 
-def plan(numel: int, num_experts: int, block_size: int) -> AlignPlan:
-    """Choose the launches for `numel` ≥ 1 ids of `num_experts` experts."""
-    buckets = next(n for n in BUCKETS if n >= num_experts)
-    warps, chunks = BUCKETS[buckets]
-    places = capacity(numel, num_experts, block_size)
-    if numel <= 32 * warps * chunks:
-        grid = min(-(-places // SLICE), MAX_SLICES)
-        return AlignPlan("single", buckets, 1, numel, grid, f"place_ids<{buckets}, {warps}, {chunks}, 0>", "")
-    tiles = TILES if numel <= MANY_IDS else MANY_TILES
-    length = max(MIN_TILE, -(-numel // tiles))
-    length = -(-length // 32) * 32
-    tiles = -(-numel // length)
-    fused = buckets <= FUSED_BUCKETS and tiles * num_experts <= FUSED_COUNTS
-    grid = tiles + max(1, min(-(-places // FINISHER_PLACES), MAX_FINISHERS))
-    place = f"place_ids<{buckets}, {warps}, {chunks}, {1 if fused else 2}>"
-    variant = "fused" if fused else "scanned"
-    return AlignPlan(variant, buckets, tiles, length, grid, place, f"tile_histogram<{buckets}>")
+def shared_limit(capability: tuple[int, int]) -> int:
+    """Return the most bytes of shared memory a block can have, by CUDA's table of compute capabilities."""
+    kilobytes = {(8, 0): 163, (8, 7): 163}.get(capability, 227 if (9, 0) <= capability < (12, 0) else 99)
+    return kilobytes << 10
+
+
+def place_shared(num_experts: int, warps: int, staged: bool) -> int:
+    """Return the bytes of `place_ids`: two or three numbers an expert, one a slice, and counts by warp or the tile."""
+    per_thread = MAX_EXPERTS // THREADS
+    rounded = -(-num_experts // per_thread) * per_thread
+    counts = 2 * warps * num_experts
+    if staged:
+        counts = max(counts, 4 * 32 * CHUNKS * warps)
+    return 4 * ((3 if staged else 2) * rounded + MAX_SLICES + 4) + counts
+
+
+def plan(
+    numel: int,
+    num_experts: int,
+    block_size: int,
+    *,
+    sm_count: int = 132,
+    capability: tuple[int, int] = (9, 0),
+) -> AlignPlan:
+    """Choose the launches for `numel` ≥ 1 ids of `num_experts` experts.
+
+    Parameters
+    ----------
+    numel, num_experts, block_size : int
+        T·k, E and B.
+    sm_count : int
+        Multiprocessors of the device.
+    capability : (int, int)
+        Its compute capability.
+    """
+    limit = shared_limit(capability)
+    blocks = min(sm_count, TILES)
+    length = capacity(numel, num_experts, block_size)
+    if numel <= OWN * blocks:
+        wanted = min(numel, -(-length // FEW_PLACES), blocks)
+        own = min(OWN, -(-numel // wanted))
+        per = next(n for most, n in FEW_EXPERTS.items() if num_experts <= most)
+        ids = next(n for most, n in FEW_IDS.items() if numel <= most)
+        return AlignPlan("few", 1, numel, own, 1, 1, -(-numel // own), 0, 0, f"align_few<{per}, {ids}>", "")
+
+    # 99 KiB hold the counts of 4096 experts by 8 warps only.
+    warps = next(w for w in (WARPS, WARPS // 2) if place_shared(num_experts, w, False) <= limit)
+    most = 32 * CHUNKS * warps
+    tile = max(MIN_TILE, -(-numel // blocks))
+    if tile > most:
+        tile = max(most, -(-numel // MANY_TILES))
+    tiles = -(-numel // tile)
+    own = min(tile, most)
+    staged = own >= RUN * num_experts and place_shared(num_experts, warps, True) <= limit
+    return AlignPlan(
+        "scanned",
+        tiles,
+        tile,
+        own,
+        warps,
+        -(-own // (32 * warps)),
+        tiles,
+        place_shared(num_experts, warps, staged),
+        4 * num_experts,
+        PLACE[staged],
+        HISTOGRAM,
+    )
 
 
 def instantiations() -> list[str]:
-    """Return the names of everything that `plan` can choose, and of the kernel between its launches."""
-    names = ["scan_tiles"]
-    for buckets, (warps, chunks) in BUCKETS.items():
-        modes = (0, 1, 2) if buckets <= FUSED_BUCKETS else (0, 2)
-        names += [f"place_ids<{buckets}, {warps}, {chunks}, {mode}>" for mode in modes]
-        names.append(f"tile_histogram<{buckets}>")
-    return names
+    """Return the names of all kernels: those that `plan` names, and `scan_tiles`."""
+    few = [f"align_few<{per}, {ids}>" for per in FEW_EXPERTS.values() for ids in FEW_IDS.values()]
+    return [*few, HISTOGRAM, "scan_tiles", *PLACE]

@@ -25,8 +25,8 @@ OVERLAP_CAPABILITY = (9, 0)
 """Oldest compute capability on which a launch can overlap the kernel before it."""
 _INVALID_CONTEXT = 201
 _CAPTURE_RELAXED = 2
-_MAX_SHARED, _CARVEOUT, _ANY_CLUSTER = 8, 9, 14
-"""Function attributes: most dynamic shared memory, share of the L1 that is shared memory, clusters past 8 blocks."""
+_MAX_SHARED, _CARVEOUT = 8, 9
+"""Function attributes: most dynamic shared memory, share of the L1 that is shared memory in percent."""
 _OVERLAP = 6
 """Launch attribute: programmatic stream serialisation."""
 _lock = threading.RLock()
@@ -255,10 +255,7 @@ def _kernel(file: str, name: str, device: int, shared: int, delays: int) -> Kern
         symbol = cubin.symbols[name].encode()
         _check(cuda.cuModuleGetFunction(ctypes.byref(function), module, symbol), "cuModuleGetFunction")
         if shared:
-            attributes = {_MAX_SHARED: shared, _CARVEOUT: 100}
-            if capability(device) >= (9, 0):
-                attributes[_ANY_CLUSTER] = 1
-            for attribute, value in attributes.items():
+            for attribute, value in ((_MAX_SHARED, shared), (_CARVEOUT, 100)):
                 _check(cuda.cuFuncSetAttribute(function, attribute, value), "cuFuncSetAttribute")
     finally:
         cuda.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
@@ -280,7 +277,7 @@ def load_kernel(file: str, name: str, device: int | None, shared: int = 0, *, de
         use only: it must not be kept for another.
     shared : int
         Most bytes of dynamic shared memory a block that it will be launched with. Any at all also gives the L1's
-        whole memory to shared memory, and allows clusters of more than 8 blocks.
+        whole memory to shared memory.
     delays : int
         Seed of delays at its synchronisation points (see `with_delays`); 0 for none.
 

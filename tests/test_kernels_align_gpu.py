@@ -47,7 +47,7 @@ def check(ids: torch.Tensor, experts: int, block: int, expert_map: torch.Tensor 
         assert torch.equal(ours, wanted)
 
 
-SIZES = [(1, 8), (8, 1), (64, 8), (256, 8), (683, 3), (2049, 1), (8192, 8), (65536, 8)]
+SIZES = [(1, 8), (8, 1), (64, 8), (65, 8), (683, 3), (512, 8), (4097, 1), (8192, 8), (65536, 8), (262145, 8)]
 
 
 @pytest.mark.parametrize(("tokens", "topk"), SIZES)
@@ -58,10 +58,14 @@ def test_every_variant(tokens: int, topk: int, experts: int) -> None:
 
 
 def test_variants_are_all_reached() -> None:
-    assert {plan(t * k, e, 64).variant for t, k in SIZES for e in (256, 4096)} == {
-        "single",
-        "fused",
-        "scanned",
+    plans = [plan(t * k, e, 64) for t, k in SIZES for e in (256, 4096)]
+    assert {(p.variant, p.place.endswith("true>"), p.own < p.tile_length) for p in plans} == {
+        ("few", False, True),
+        ("few", False, False),
+        ("scanned", False, False),
+        ("scanned", False, True),
+        ("scanned", True, False),
+        ("scanned", True, True),
     }
 
 

@@ -12,9 +12,9 @@ from moeproof.kernels import align_block_size, compiler, fused_gate, prebuild
 
 KERNEL = "template <int N> __global__ void scale(float* x) { x[threadIdx.x] *= N; }"
 SAMPLE = [
-    ("fused_gate.cu", "fused_gate<0, 0, true, true, 8, false>"),
+    ("fused_gate.cu", "fused_gate<0, 0, true, true, 16, 16, false>"),
     ("fused_gate_generic.cu", "fused_gate_generic<8, true>"),
-    ("align_block_size.cu", "place_ids<8>"),
+    ("align_block_size.cu", "place_ids<8, true>"),
 ]
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
