@@ -15,17 +15,30 @@ PY := $(BIN)/python
 READY := $(STAMP)
 endif
 
-.PHONY: fuzz test test-gpu lint format bench clean
+.PHONY: fuzz test test-slow test-gpu compile-report mutation-sample lint format bench clean
 
 fuzz: $(READY)
 	$(PY) -m moeproof.verify.cli fuzz --seconds $(SECONDS) $(ARGS)
 
 test: $(READY)
-	$(PY) -m pytest -n auto --dist worksteal -m "not gpu" $(ARGS)
+	$(PY) -m pytest -n auto --dist worksteal -m "not gpu and not slow" $(ARGS)
+
+# Tests that take minutes: whole nights and gates in small, a real browser, real database servers.
+test-slow: $(READY)
+	$(PY) -m pytest -n auto --dist worksteal -m "slow and not gpu" $(ARGS)
+
+# Registers, shared memory and spills of the hot kernels on each architecture; fails if one spills. No GPU.
+compile-report: $(READY)
+	$(PY) ci/compile_report.py $(ARGS)
+
+# A sample of planted bugs in the CUDA sources; fails if fuzzing finds too few of them. No GPU.
+mutation-sample: $(READY)
+	$(PY) -m moeproof.verify.cli mutate kernels --sample 80 --cases 120 --seed 1 --floor 90 --out .moeproof/mutation-sample $(ARGS)
 
 # On a machine with a CUDA device: everything, the tests that need one included.
 test-gpu: $(READY)
-	$(PY) -m pytest -n 4 --dist worksteal $(ARGS)
+	$(PY) -m pytest -n 4 --dist worksteal -m "not alone" $(ARGS)
+	$(PY) -m pytest -m alone $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -47,5 +60,5 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[cuda,lint,mutate,postgres,test,bench]"
+	$(BIN)/python -m pip install --quiet --editable ".[cuda,lint,mutate,postgres,test,bench,browser]"
 	touch $@

@@ -132,6 +132,7 @@ def sums(delays: int) -> set[int]:
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_a_missing_barrier_shows_with_delays_only() -> None:
     right = WARPS * (WARPS + 1) // 2
     assert sums(0) == {right}
@@ -149,6 +150,7 @@ def leftover() -> torch.Tensor:
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.parametrize("pattern", perturb.PATTERNS)
 def test_poison_reaches_the_shared_memory_of_the_next_kernel(pattern: int) -> None:
     perturb.fill_shared(pattern)
@@ -157,6 +159,7 @@ def test_poison_reaches_the_shared_memory_of_the_next_kernel(pattern: int) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_a_reader_of_unwritten_shared_memory_is_caught_by_the_poison() -> None:
     (own,) = find(["own:fused_gate"])
     real = own.load()
@@ -178,6 +181,7 @@ def test_a_reader_of_unwritten_shared_memory_is_caught_by_the_poison() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_a_launch_on_the_wrong_stream_is_caught_by_late_inputs() -> None:
     def astray(args: dict[str, Any], outputs: dict[str, torch.Tensor]) -> None:
         with torch.cuda.stream(torch.cuda.default_stream()):
@@ -191,6 +195,7 @@ def test_a_launch_on_the_wrong_stream_is_caught_by_late_inputs() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_scratch_that_two_streams_share_is_caught() -> None:
     scratch = torch.empty((64, 256), device=CUDA)
 

@@ -100,6 +100,7 @@ _BOUNDS = (
         "bounds.cu", "input_written", "read_only", ("writes in[3]", "thread 3"), arguments="in out n", result=_IOTA
     ),
     Planted("bounds.cu", "half_words", "out_of_bounds", ("writes out", "1 element past its end"), result=_IOTA),
+    Planted("bounds.cu", "copied", "out_of_bounds", ("writes out",), result=(0,) * 16),
     Planted("bounds.cu", "foreign_stack", "foreign_stack", ("thread 40",), result=(0,) * 16),
     Planted("bounds.cu", "atomic_past_end", "out_of_bounds", ("updates atomically out", "thread 9")),
 )
@@ -148,7 +149,7 @@ _FLAGS = (
     Planted("flags.cu", "through_an_exchange", "race", ("data[0]",), 3, 32, "data flag out", 1, (42,), always=False),
 )
 _WAITS = (
-    Planted("waits.cu", "two_barriers", "divergent_barrier", ("waits.cu:6", "waits.cu:8"), result=(1,) * 16),
+    Planted("waits.cu", "two_barriers", "divergent_barrier", ("waits.cu:7", "waits.cu:9"), result=(1,) * 16),
     Planted("waits.cu", "barrier_against_warp", "deadlock", ("a warp collective",), block=32, result=(1,) * 16),
     Planted("waits.cu", "missing_lane", "deadlock", ("waits.cu",), block=32),
     Planted("waits.cu", "not_in_mask", "bad_mask", ("not in the mask",), block=32, result=(496,) * 16),

@@ -66,7 +66,8 @@ __global__ void atomics(int* ints, unsigned* words, unsigned long long* longs, f
     longs[2] = atomicExch(&longs[3], 77ull);
     __nv_atomic_fetch_add(&longs[4], 3ull, __NV_ATOMIC_RELAXED);
     unsigned long long expected = 3;
-    longs[5] = __nv_atomic_compare_exchange_n(&longs[4], &expected, 8ull, false, __NV_ATOMIC_ACQ_REL, __NV_ATOMIC_RELAXED);
+    longs[5] =
+        __nv_atomic_compare_exchange_n(&longs[4], &expected, 8ull, false, __NV_ATOMIC_ACQ_REL, __NV_ATOMIC_RELAXED);
   }
   atomicAdd(&floats[0], 0.5f);
 }

@@ -1,4 +1,5 @@
-// Threads that wait for what does not come.
+// Threads that wait for what does not come, and threads that give up.
+#include <cassert>
 
 template <bool WRONG>
 __global__ void two_barriers(int* out, int n) {
