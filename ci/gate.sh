@@ -4,7 +4,7 @@
 #   ci/gate.sh BASE [OUT] [options of `moeproof gate`]
 #
 # BASE is the revision to compare with. OUT (default .moeproof/gate) gets summary.md, junit.xml and gate.sarif.
-# Exit status: 0 pass, 1 fail, 2 usage or a fault of the harness.
+# Exit status: 0 pass, 1 fail, 2 usage, environment or a fault of the harness. docs/gate.md has the rest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

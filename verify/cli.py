@@ -21,6 +21,7 @@ from . import corpus
 from .bench.command import bench
 from .config import Config, ConfigError
 from .explain.command import explain
+from .gate.command import gate
 from .history.command import HistoryOption, where
 from .history.command import app as history_app
 from .lanes.command import lanes
@@ -159,6 +160,7 @@ def fuzz(
 
 app.command("bench")(bench)
 app.command("explain")(explain)
+app.command("gate")(gate)
 app.command("lanes")(lanes)
 app.command("mutate")(mutate)
 app.command("nightly")(nightly)

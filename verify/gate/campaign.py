@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from hypothesis.errors import FailedHealthCheck, Unsatisfiable
 
@@ -94,6 +96,8 @@ class GateCampaign(Campaign):
     ----------
     parity : dict of str to dict
         `Parity` by subject and reference.
+    checked : Counter
+        Cases that further checks had to themselves, by subject.
     late : set of str
         Subjects that time was up for.
     """
@@ -102,26 +106,33 @@ class GateCampaign(Campaign):
         super().__init__(config, sink)
         self.plan = plan
         self.parity: dict[str, dict[str, Parity]] = {}
+        self.checked: Counter[str] = Counter()
         self.late: set[str] = set()
         self._deadline = deadline
-        self._end = deadline
+        # The corpus leaves half of the time to what is generated.
+        self._end = (time.monotonic() + deadline) / 2
 
     def _replay(self) -> None:
         if "corpus" in self.plan.checks:
             super()._replay()
 
     def _fuzz(self) -> None:
+        wanted = [check for name, check in CHECKED.items() if name in self.plan.checks]
+        extras = tuple(name for check in wanted for name in of_check(check))
         for number, state in enumerate(self.states):
             # What a subject does not use is the next one's.
             left = self._deadline - time.monotonic()
             self._end = time.monotonic() + left / (len(self.states) - number)
-            extras = [c for name, check in CHECKED.items() if name in self.plan.checks for c in of_check(check)]
             if extras:
-                self._each(state, "checks", CHECK_CASES, lambda c, s=state: self._case(s, c, extras=tuple(extras)))
+                self._each(state, "checks", CHECK_CASES, partial(self._check, state, extras))
             if "parity" in self.plan.checks:
                 self._parity(state)
             if "fuzz" in self.plan.checks:
                 self._generated(state)
+
+    def _check(self, state: State, extras: tuple[str, ...], case: Case) -> None:
+        self._case(state, case, extras=extras)
+        self.checked[state.subject.name] += 1
 
     def _generated(self, state: State) -> None:
         """Run a subject's generated cases, the same number of each preset that fits it."""
@@ -175,7 +186,9 @@ class GateCampaign(Campaign):
     def _parity(self, state: State) -> None:
         """Run the same cases on a subject and on each reference; both are judged, then compared."""
         subject = state.subject
-        references = {r.name: r for r in find(["numpy", "torch", "numba"]) if r.op == subject.op and r.name != subject.name}
+        references = {
+            r.name: r for r in find(["numpy", "torch", "numba"]) if r.op == subject.op and r.name != subject.name
+        }
         found = self.parity[subject.name] = {name: Parity() for name in references}
         with Child(seconds=self.config.case_seconds) as child:
             executors: dict[str, Isolated] = {}
@@ -208,7 +221,9 @@ class GateCampaign(Campaign):
             return
         if wrong:
             parity.broken = f"{wrong[0].check}: {wrong[0].message}"
-        elif subject.minus_one == executor.subject.minus_one and all(ours.get(n) == theirs.get(n) for n in EXACT[case.op]):
+        elif subject.minus_one == executor.subject.minus_one and all(
+            ours.get(n) == theirs.get(n) for n in EXACT[case.op]
+        ):
             parity.same += 1
         else:
             parity.open += 1

@@ -133,7 +133,9 @@ def _names(root: Path, *arguments: str) -> set[str]:
 def _git(folder: Path, *arguments: str, fallback: str | None = None, env: dict[str, str] | None = None) -> str:
     """Run git in a folder and return what it prints; if it fails, the fallback where there is one."""
     # A hook's own index and folder are not those of the files that are gated.
-    kept = {n: v for n, v in os.environ.items() if n not in ("GIT_INDEX_FILE", "GIT_DIR", "GIT_WORK_TREE", "GIT_PREFIX")}
+    kept = {
+        n: v for n, v in os.environ.items() if n not in ("GIT_INDEX_FILE", "GIT_DIR", "GIT_WORK_TREE", "GIT_PREFIX")
+    }
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, check=False, env=kept | (env or {})

@@ -27,11 +27,7 @@ def check(registered: Any, args: dict[str, Any]) -> None:
     import torch
 
     schema = registered._schema.arguments
-    given = {
-        a.name: args[a.name] if a.name in args else a.default_value
-        for a in schema
-        if a.name in args or a.has_default_value()
-    }
+    given = {a.name: args.get(a.name, a.default_value) for a in schema if a.name in args or a.has_default_value()}
     positional = tuple(given[a.name] for a in schema if not a.kwarg_only)
     torch.library.opcheck(registered, positional, {a.name: given[a.name] for a in schema if a.kwarg_only})
 
@@ -51,7 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     registered = getattr(torch.ops.moeproof, op).default
     cases: list[Case] = []
     explore(
-        inside(op, subject.domain, max_elements=ELEMENTS), cases.append, start=derived(int(seed), "opcheck"), count=CASES
+        inside(op, subject.domain, max_elements=ELEMENTS),
+        cases.append,
+        start=derived(int(seed), "opcheck"),
+        count=CASES,
     )
     for case in cases:
         try:

@@ -1,4 +1,4 @@
-"""When a change of speed counts: two things timed in turns, until the interval of their ratio is clear of a threshold."""
+"""When a change of speed counts: the interval of a ratio, measured in turns, has to be clear of a threshold."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def compare(
 ) -> Ratio:
     """Time two things in turns, until it is clear whether they differ by more than a threshold.
 
-    Each round takes one sample of the candidate and two of the baseline, in a random order. The two differ by
-    nothing but noise, so a ratio within their interval says nothing, however narrow its own.
+    Each round takes two samples of each, in a random order, and of each two the better counts. Those of the baseline
+    differ by nothing but noise, so a ratio within their interval says nothing, however narrow its own.
 
     Parameters
     ----------
@@ -76,23 +76,27 @@ def compare(
     seconds : float, optional
         Time to aim at; the first rounds are run whatever they take.
     """
-    samplers = {"candidate": candidate, "baseline": baseline, "again": baseline}
+    samplers = {"candidate": candidate, "candidate again": candidate, "baseline": baseline, "again": baseline}
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     begin, rounds = time.monotonic(), FIRST_ROUNDS
     while True:
         more = interleave(samplers, rounds=rounds, seed=seed + len(samples["again"]))
         for name, taken in more.items():
             samples[name] += taken
-        found = Ratio(
-            paired_ratio(samples["candidate"], samples["baseline"], CONFIDENCE),
-            paired_ratio(samples["again"], samples["baseline"], CONFIDENCE),
-            median(samples["candidate"]),
-            median(samples["baseline"]),
-            len(samples["baseline"]),
-            threshold,
-        )
+        ours = _best(samples["candidate"], samples["candidate again"])
+        theirs = _best(samples["baseline"], samples["again"])
+        # Of two rounds each, so that the noise is that of the ratio: of the better of two samples.
+        again, before = (_best(s[::2], s[1::2]) for s in (samples["again"], samples["baseline"]))
+        noise = paired_ratio(again, before, CONFIDENCE)
+        ratio = paired_ratio(ours, theirs, CONFIDENCE)
+        found = Ratio(ratio, noise, median(ours), median(theirs), len(ours), threshold)
         rounds = len(samples["baseline"])
         # As many rounds again take as long again.
         late = seconds is not None and 2 * (time.monotonic() - begin) > seconds
         if found.change != UNCLEAR or 2 * rounds > MOST_ROUNDS or late:
             return found
+
+
+def _best(first: list[float], second: list[float]) -> list[float]:
+    """Return the lower of each two samples: what holds a sample up only ever makes it longer."""
+    return [min(a, b) for a, b in zip(first, second, strict=True)]

@@ -18,6 +18,7 @@ MODULES = {
 """Modules of moeproof's own kernels, by op."""
 REFERENCES = {"numpy": "gold", "torch": "torch_ref", "numba": "numba_ref"}
 """Packages of the references, by family."""
+_OF_OP = {"fused_gate": "gate", "moe_align_block_size": "align", "append_shared_experts": "append"}
 CODE = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp", ".inl", ".ptx")
 """Ends of the names of files that a Python file may load, and that include others."""
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
@@ -56,7 +57,7 @@ class Sources:
             # Not another op by way of the module that registers all of them.
             return self.reach([f"kernels/{MODULES[subject.op]}.py"], stop=others) if self.own else {}
         if "reference" in subject.tags:
-            return self.reach([f"references/{REFERENCES[family]}/__init__.py"]) if self.own else {}
+            return self.reach([f"references/{REFERENCES[family]}/{_OF_OP[subject.op]}.py"]) if self.own else {}
         file = source_file(subject)
         name = None if file is None else self.name_of(file)
         return {} if name is None else self.reach([name])
@@ -135,7 +136,9 @@ class Sources:
                 above = above.parent
             bases = [above]
         else:
-            bases = [folder, self.root, self.root / "src"]
+            # Where a script, a test runner or an install would look.
+            bases = [p for p in (folder, *folder.parents) if p.is_relative_to(self.root)]
+            bases.append(self.root / "src")
         parts = module.split(".") if module else []
         for base in bases:
             place = base.joinpath(*parts)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -317,14 +318,14 @@ def _compared(
 ) -> list[Speed]:
     """Return the speed on each clock."""
     clocks = [process.ask("prepare", target.what, shape, seed, seconds=PREPARE_SECONDS) for process in pair]
+    for process in pair:
+        process.ask("settle", max(found[HOST] for found in clocks))
     found = []
-    for clock in clocks[0]:
-        if clock not in clocks[1]:
-            continue
+    for clock in (c for c in clocks[0] if c in clocks[1]):
         on_host_of_gpu = device == "cuda" and clock == HOST
         ratio = compare(
-            lambda clock=clock: pair[0].ask("sample", clock),
-            lambda clock=clock: pair[1].ask("sample", clock),
+            partial(pair[0].ask, "sample", clock),
+            partial(pair[1].ask, "sample", clock),
             threshold=max(target.threshold, LEAST_HOST_THRESHOLD) if on_host_of_gpu else target.threshold,
             seed=seed,
             seconds=None if seconds is None else seconds / len(clocks[0]),

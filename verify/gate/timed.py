@@ -7,10 +7,13 @@ or ``("failed", why)``.
 from __future__ import annotations
 
 import importlib
+import itertools
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,47 @@ DEVICE, HOST = "device", "host"
 
 class AbsentError(Exception):
     """The tree does not have the implementation."""
+
+
+class HostTimer:
+    """Times a row of calls on the host's clock, and waits for the device at its end.
+
+    Unlike `EagerTimer` it makes as many calls as it is told: what a sample costs besides its calls has to weigh the
+    same in both processes.
+
+    Parameters
+    ----------
+    calls : sequence of callable
+        One for each set of inputs; they are called in turn.
+    wait : callable
+        Waits for the device.
+
+    Attributes
+    ----------
+    number : int
+        Calls in a sample: to begin with, as many as take about `EAGER_US`.
+    """
+
+    def __init__(self, calls: Sequence[Callable[[], object]], wait: Callable[[], object]) -> None:
+        from moeproof.verify.bench.timers import EAGER_CALLS, EAGER_US
+
+        self._calls = list(calls)
+        self._wait = wait
+        self.number = len(self._calls)
+        self.sample()
+        once = min(self.sample() for _ in range(3))
+        self.number = max(1, min(EAGER_CALLS, math.ceil(EAGER_US / max(once, 1e-3))))
+
+    def sample(self) -> float:
+        """Return microseconds a call."""
+        # What ran in between, in the other process, has taken the caches.
+        self._calls[0]()
+        self._wait()
+        begin = time.perf_counter_ns()
+        for call in itertools.islice(itertools.cycle(self._calls), self.number):
+            call()
+        self._wait()
+        return (time.perf_counter_ns() - begin) / 1e3 / self.number
 
 
 class Bench:
@@ -48,8 +92,8 @@ class Bench:
         self._calls: dict[Any, Callable[..., Any]] = {}
         self._timers: dict[str, Any] = {}
 
-    def prepare(self, what: tuple[str, ...], shape: Shape, seed: int) -> list[str]:
-        """Make inputs of a shape and timers for an implementation; return the clocks to read.
+    def prepare(self, what: tuple[str, ...], shape: Shape, seed: int) -> dict[str, int]:
+        """Make inputs of a shape and timers for an implementation; return the clocks, with the calls in a sample.
 
         Parameters
         ----------
@@ -66,10 +110,12 @@ class Bench:
 
         from moeproof.verify.bench.graph import GraphTimer
         from moeproof.verify.bench.inputs import count_sets, input_bytes, make_inputs, make_outputs, output_bytes
-        from moeproof.verify.bench.timers import EagerTimer, EventTimer
+        from moeproof.verify.bench.timers import EventTimer
         from moeproof.verify.contract import output_specs
 
         self._timers = {}
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # what graphs have held is theirs for ever otherwise
         call, subject = self._loaded(what)
         case = shape.case()
         specs = output_specs(case, subject)
@@ -80,10 +126,14 @@ class Bench:
         calls = [partial(call, s.args, make_outputs(specs, self._device)) for s in inputs]
         if cuda:
             self._timers[DEVICE] = GraphTimer(calls) if subject.capturable else EventTimer(calls)
-        self._timers[HOST] = EagerTimer(calls, self._device)
+        self._timers[HOST] = HostTimer(calls, torch.cuda.synchronize if cuda else lambda: None)
         if found := strays(self._root, self._tree):
             raise AbsentError(f"{found[0]} was not taken from the base, so it would be compared with itself")
-        return list(self._timers)
+        return {clock: timer.number for clock, timer in self._timers.items()}
+
+    def settle(self, number: int) -> None:
+        """Have a sample on the host's clock make so many calls."""
+        self._timers[HOST].number = number
 
     def sample(self, clock: str) -> float:
         """Return microseconds a call."""
@@ -132,6 +182,9 @@ def main() -> None:
     channel = Connection(int(sys.argv[1]))
     root, tree, device = channel.recv()
     try:
+        if device == "cpu" and hasattr(os, "sched_setaffinity"):
+            # Both processes on one core, as they take turns: cores differ in what else they have to do.
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         graft(Path(root), Path(tree))
         os.chdir(tree)
         bench = Bench(Path(root), Path(tree), device)

@@ -29,12 +29,15 @@ class Check:
         `PASSED`, `FAILED`, `SKIPPED` (it does not apply, or can't run here) or `BROKEN` (the harness failed).
     detail : str
         One sentence.
+    told : bool
+        Findings or speeds say why it failed.
     """
 
     subject: str
     name: str
     status: str
     detail: str = ""
+    told: bool = False
 
 
 @dataclass
@@ -93,11 +96,8 @@ class Outcome:
         """Why the change must not be merged."""
         why = [f"{f['check']}: {f['title']}" for f in self.open]
         why += [f"speed: {s.subject} is {percent(s.ratio)} slower at {s.shape} ({s.clock} clock)" for s in self.slower]
-        told = {(f["subject"], f["check"]) for f in self.open}
-        for check in self.checks:
-            if check.status == FAILED and not any(subject == check.subject for subject, _ in told):
-                why.append(f"{check.name}: {check.subject}: {check.detail}")
-        return why
+        untold = (c for c in self.checks if c.status == FAILED and not c.told)
+        return why + [f"{c.name}: {c.subject}: {c.detail}" for c in untold]
 
     @property
     def untested(self) -> list[Touched]:
@@ -140,6 +140,8 @@ class Outcome:
         words = [f"{_count(tested, 'touched subject')} tested"] if tested else []
         if self.speeds:
             words.append(f"no slow-down in {_count(len(self.speeds), 'comparison')}")
+        elif any(c.name == "speed" and c.status == SKIPPED for c in self.checks):
+            words.append("speed not compared")
         if self.untested:
             words.append(f"{_count(len(self.untested), 'subject')} left to a machine that can run them")
         return f"pass: {', '.join(words)}"

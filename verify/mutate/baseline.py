@@ -17,8 +17,6 @@ from .instrument import Region
 from .judge import BUILD_SECONDS, Attempt, Judge, JudgeError, NotCompiled, Report
 from .pool import Job, run_jobs
 
-BUILDS = "builds"
-"""Folder beside mutated sources for what is built of them."""
 CASE_SECONDS = 60.0
 """Longest time of one case of the unmutated kernels."""
 LIMIT_FACTOR, LEAST_LIMIT = 30.0, 2.0
@@ -77,14 +75,28 @@ class Baseline:
 
 def measure(
     judge: Judge,
-    folder: Path,
-    marked: Path,
+    places: tuple[tuple[Path, Path | None], tuple[Path, Path | None]],
     regions: Sequence[Region],
     attempts: Sequence[Attempt],
     width: int,
     tell: Callable[[str], None],
 ) -> Baseline:
     """Run all cases on the sources as they are, and on instrumented ones with no mutant switched on.
+
+    Parameters
+    ----------
+    judge : Judge
+        Who runs them.
+    places : tuple
+        Folder of the sources as they are, and of the instrumented ones; each with where to keep what is built.
+    regions : sequence of Region
+        The branches of the instrumented ones.
+    attempts : sequence of Attempt
+        The cases.
+    width : int
+        Processes side by side.
+    tell : callable
+        Takes a line on progress.
 
     Raises
     ------
@@ -93,9 +105,8 @@ def measure(
     """
     parts = _parts(attempts, width)
     jobs = []
-    for sources, marks in ((folder, False), (marked, True)):
+    for marks, (sources, cache) in enumerate(places):
         for part in parts:
-            cache = marked.parent / BUILDS if marks else None
             payload = (judge, sources, cache, [attempts[n].to_json() for n in part], marks)
             jobs.append(Job((marks, part), payload, 3600.0))
     seconds = [0.0] * len(attempts)

@@ -20,6 +20,7 @@ CLEAN, BELOW, USAGE = 0, 1, 2
 def mutate(
     paths: Annotated[list[Path], typer.Argument(help="CUDA sources, or their folder.")],
     operator: Annotated[list[str] | None, typer.Option("--op", help="Only this mutation operator. Repeatable.")] = None,
+    ids: Annotated[list[str] | None, typer.Option("--id", help="Only this mutant. Repeatable.")] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Try so many mutants, of every operator.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the cases and of the sample.")] = 0,
     cases: Annotated[int, typer.Option(min=1, help="Generated cases an op, and most cases a mutant.")] = 300,
@@ -54,7 +55,7 @@ def mutate(
         listed = equivalents or files[0].parent / FILE
         if equivalents is not None and not equivalents.is_file():
             raise EquivalentError(f"equivalents is {str(equivalents)!r}; allowed: an existing file")
-        plan = Plan(files, tuple(operator or ()), sample, seed, cases, seconds, jobs, out, listed)
+        plan = Plan(files, tuple(operator or ()), tuple(ids or ()), sample, seed, cases, seconds, jobs, out, listed)
         if list_only:
             chosen = select(plan)[2]
             if json_output:

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import baseline as baselines
 from . import equivalent
-from .baseline import ALONE_TURN, BUILDS, TURN, Baseline
+from .baseline import ALONE_TURN, TURN, Baseline
 from .flags import Flags
 from .instrument import Instrumented, innermost, instrument
 from .judge import (
@@ -34,14 +34,18 @@ from .judge import (
 from .mutant import Mutant, mutants_of, sample, write_variant
 from .pool import Done, Job, run_jobs
 from .results import Store, budget_of, keys
-from .source import Source, read, users_of
+from .source import Source, SourceError, read, users_of
 
 MARKED = "instrumented"
+BUILDS = "builds"
+"""Folder below the run's own for what is built of mutants."""
 LINE = re.compile(r"([\w.-]+\.cuh?):(\d+):\d+: (?:fatal )?error")
 ROUNDS = 20
 """How often mutants that a compiler blames are taken out, until all are."""
 MESSAGE = 400
 """Longest message that a verdict keeps."""
+ALIVE = "-alive"
+"""Ends the key of what is known of a mutant that its first cases have not killed."""
 FIRST_CASES = 48
 """Cases before a mutant's machine code is compared with that of the unmutated kernels: most die sooner."""
 LISTED_SHARE = 5
@@ -60,6 +64,8 @@ class Plan:
         Sources to mutate, all of one folder.
     operators : tuple of str
         Operators to apply; empty for all.
+    ids : tuple of str
+        Mutants to try, by id; empty for all.
     sample : int, optional
         How many mutants to try; default: all.
     seed : int
@@ -78,6 +84,7 @@ class Plan:
 
     files: tuple[Path, ...]
     operators: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
     sample: int | None = None
     seed: int = 0
     cases: int = 300
@@ -141,6 +148,9 @@ def select(plan: Plan) -> tuple[dict[str, Source], list[Mutant], list[Mutant]]:
     every = [m for name in sorted(sources) for m in mutants_of(sources[name])]
     names, operators = {p.name for p in plan.files}, set(plan.operators)
     chosen = [m for m in every if m.file in names and (not operators or m.operator in operators)]
+    if unknown := set(plan.ids) - {m.id for m in chosen}:
+        raise SourceError(f"id is {', '.join(sorted(unknown))}; allowed: those that --list shows")
+    chosen = [m for m in chosen if not plan.ids or m.id in plan.ids]
     return sources, every, chosen if plan.sample is None else sample(chosen, plan.sample, plan.seed)
 
 
@@ -167,6 +177,7 @@ class Engine:
         self.ops = {
             name: tuple(sorted({op for file in users for op in judge.ops(file)})) for name, users in self.users.items()
         }
+        self.cache = (plan.out / BUILDS).resolve()
         self._baseline: Baseline | None = None
         self.made = Instrumented()
 
@@ -194,7 +205,7 @@ class Engine:
             if todo:
                 with tempfile.TemporaryDirectory(prefix="moeproof-mutate-") as scratch:
                     self._baseline = self._measure(Path(scratch), budget)
-                    for mutant, verdict in self._judged(Path(scratch), todo):
+                    for mutant, verdict in self._judged(Path(scratch), todo, store):
                         store.add(mutant.id, self._key(mutant), verdict)
                         self.watcher.judged(mutant, verdict)
         except KeyboardInterrupt:
@@ -203,6 +214,9 @@ class Engine:
             store.close()
             # The verdicts are of use even where something failed half-way.
             self._collect(outcome, store)
+        if not outcome.untried:
+            # Until then, a run that is started again finds everything built.
+            shutil.rmtree(self.cache, ignore_errors=True)
         outcome.seconds = time.monotonic() - begin
         return outcome
 
@@ -241,7 +255,8 @@ class Engine:
         self.watcher.note(f"the unmutated kernels run {len(attempts)} cases of {', '.join(ops)}")
         self.made = self._instrument(marked, attempts)
         regions = self.made.regions
-        measured = baselines.measure(self.judge, plan.folder, marked, regions, attempts, plan.jobs, self.watcher.note)
+        places = (plan.folder, None), (marked, self.cache)
+        measured = baselines.measure(self.judge, places, regions, attempts, plan.jobs, self.watcher.note)
         baselines.save(path, key, measured)
         return measured
 
@@ -269,7 +284,7 @@ class Engine:
 
     def _compiled(self, sources: Path, attempts: Sequence[Attempt]) -> str:
         """Compile what cases need; return what the compiler has to say against it."""
-        jobs = [Job(a.build, (self.judge, sources, sources.parent / BUILDS, a.to_json()), 3600.0) for a in attempts]
+        jobs = [Job(a.build, (self.judge, sources, self.cache, a.to_json()), 3600.0) for a in attempts]
         said = []
         for done in run_jobs(jobs, _compile, self.plan.jobs):
             if done.error:
@@ -279,14 +294,23 @@ class Engine:
 
     # -- mutants ---------------------------------------------------------------------------------------------------
 
-    def _judged(self, work: Path, todo: list[Mutant]) -> Iterator[tuple[Mutant, Verdict]]:
+    def _judged(self, work: Path, todo: list[Mutant], store: Store) -> Iterator[tuple[Mutant, Verdict]]:
         """Yield verdicts: first cases, comparison of machine code, the other cases, mutant by mutant."""
         orders = {mutant.id: self._order(mutant) for mutant in todo}
         alive = [(m, Verdict(SURVIVED, "", UNREACHED)) for m in todo if not orders[m.id]]
-        first = [m for m in todo if orders[m.id]]
+        first = []
+        for mutant in todo:
+            seen = store.get(mutant.id, self._key(mutant) + ALIVE)
+            if seen is not None:
+                alive.append((mutant, seen))
+            elif orders[mutant.id]:
+                first.append(mutant)
+        # What is compiled on its own takes a hundred times as long as what is switched on.
+        first.sort(key=lambda m: m.id not in self.made.numbers)
         for mutant, verdict in self._try(work, first, {i: o[:FIRST_CASES] for i, o in orders.items()}, orders):
             if verdict.status == SURVIVED:
                 alive.append((mutant, verdict))
+                store.add(mutant.id, self._key(mutant) + ALIVE, verdict)
             else:
                 yield mutant, verdict
         rest: dict[str, tuple[Mutant, Verdict]] = {}
@@ -322,7 +346,7 @@ class Engine:
                 sources = work / (MARKED if switch else mutant.id)
                 if not switch:
                     write_variant(self.plan.folder, sources, mutant)
-                payload = (self.judge, sources, work / BUILDS, switch, [cases[n] for n in orders[mutant.id]])
+                payload = (self.judge, sources, self.cache, switch, [cases[n] for n in orders[mutant.id]])
                 yield Job(mutant, payload, self.plan.seconds)
 
         for done in run_jobs(jobs(), _try_mutant, self.plan.jobs):
@@ -340,7 +364,7 @@ class Engine:
                 sources = work / mutant.id
                 write_variant(self.plan.folder, sources, mutant)
                 builds = sorted({a.build for a in attempts if a.op in self.ops[mutant.file]})
-                payload = (self.judge, self.plan.folder, sources, builds, work / BUILDS)
+                payload = (self.judge, self.plan.folder, sources, builds, self.cache)
                 yield Job(mutant, payload, 600.0)
 
         for done in run_jobs(jobs(), _same_code, self.plan.jobs):

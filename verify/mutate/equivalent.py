@@ -17,6 +17,7 @@ from .operators import OPERATORS
 
 FILE = "equivalent_mutants.toml"
 """Name of the list in a folder of kernels."""
+_LISTS = ("operator", "node")
 LEAST = 20
 """Shortest reason, in letters: it has to say why no input can show the change."""
 
@@ -27,12 +28,14 @@ class EquivalentError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One equivalent mutant, or several that are equivalent for the same reason.
+    """Equivalent mutants of one piece of source.
 
     Attributes
     ----------
-    file, function, operator, node : str
+    file, function, node : str
         As a `Mutant` has them.
+    operator : tuple of str
+        Operators that this is about, as a `Mutant` has one of them.
     replacement : str or None
         As a `Mutant` has it; None: every replacement of this operator.
     ordinal : int or None
@@ -43,7 +46,7 @@ class Entry:
 
     file: str
     function: str
-    operator: str
+    operator: tuple[str, ...]
     node: str
     reason: str
     replacement: str | None = None
@@ -52,8 +55,8 @@ class Entry:
     def names(self, mutant: Mutant) -> bool:
         """Return whether this entry is about a mutant."""
         return (
-            (self.file, self.function, self.operator, self.node)
-            == (mutant.file, mutant.function, mutant.operator, mutant.node)
+            (self.file, self.function, self.node) == (mutant.file, mutant.function, mutant.node)
+            and mutant.operator in self.operator
             and self.replacement in (None, mutant.replacement)
             and self.ordinal in (None, mutant.ordinal)
         )
@@ -62,7 +65,7 @@ class Entry:
     def title(self) -> str:
         """One line for people."""
         change = f"{self.node} → {self.replacement}" if self.replacement is not None else self.node
-        return f"{self.file} {self.function or 'file scope'}: {self.operator}: {change}"
+        return f"{self.file} {self.function or 'file scope'}: {', '.join(self.operator)}: {change}"
 
 
 def load(path: Path) -> list[Entry]:
@@ -82,26 +85,29 @@ def load(path: Path) -> list[Entry]:
     entries = data.pop("mutant", [])
     if data or not isinstance(entries, list):
         raise EquivalentError(f"{path} holds {', '.join(data) or 'no list'}; allowed: tables [[mutant]]")
-    return [_entry(path, number, entry) for number, entry in enumerate(entries, 1)]
+    return [entry for number, data in enumerate(entries, 1) for entry in _read(path, number, data)]
 
 
-def _entry(path: Path, number: int, data: Any) -> Entry:
+def _read(path: Path, number: int, data: Any) -> list[Entry]:
+    """Return an entry for each of the nodes that a table names."""
+    where = f"{path}: entry {number}"
     names = {f.name for f in fields(Entry)}
     required = names - {"replacement", "ordinal"}
     if not isinstance(data, dict) or not required <= set(data) <= names:
         given = ", ".join(data) if isinstance(data, dict) else repr(data)
-        raise EquivalentError(f"{path}: entry {number} has {given}; allowed: {', '.join(sorted(names))}")
+        raise EquivalentError(f"{where} has {given}; allowed: {', '.join(sorted(names))}")
+    data = {name: [value] if name in _LISTS and isinstance(value, str) else value for name, value in data.items()}
     for name, value in data.items():
-        if not isinstance(value, int if name == "ordinal" else str):
-            raise EquivalentError(f"{path}: entry {number}: {name} is {value!r}; allowed: text, or an int for ordinal")
-    entry = Entry(**data)
-    if entry.operator not in OPERATORS:
-        raise EquivalentError(
-            f"{path}: entry {number}: operator is {entry.operator!r}; allowed: {', '.join(OPERATORS)}"
-        )
-    if len(entry.reason.split()) < 4 or len(entry.reason) < LEAST:
-        raise EquivalentError(f"{path}: entry {number}: reason is {entry.reason!r}; allowed: one that says why")
-    return entry
+        texts = value if isinstance(value, list) and name in _LISTS else [value]
+        if not all(isinstance(text, int if name == "ordinal" else str) for text in texts):
+            raise EquivalentError(f"{where}: {name} is {value!r}; allowed: text, a list of it, or an int for ordinal")
+    for operator in data["operator"]:
+        if operator not in OPERATORS:
+            raise EquivalentError(f"{where}: operator is {operator!r}; allowed: {', '.join(OPERATORS)}")
+    if len(data["reason"].split()) < 4 or len(data["reason"]) < LEAST:
+        raise EquivalentError(f"{where}: reason is {data['reason']!r}; allowed: one that says why")
+    nodes, operators = data.pop("node"), tuple(data.pop("operator"))
+    return [Entry(**data, node=node, operator=operators) for node in nodes]
 
 
 def reason_for(mutant: Mutant, entries: Iterable[Entry]) -> str | None:

@@ -145,6 +145,8 @@ def _steps_loop(node: Any) -> bool:
 @operator("A variable is not given its initial value and holds garbage.", "init_declarator", "field_declaration")
 def _initial_value(node: Any, source: Source) -> Iterator[str]:
     value = node.child_by_field_name("value") or node.child_by_field_name("default_value")
+    if "*" in field(node, "declarator", source):
+        return
     if starts_loop(node) or value is None or value.type not in ("number_literal", "false", "true", "identifier"):
         return
     holder = node if node.type == "field_declaration" else node.parent

@@ -26,17 +26,22 @@ from moeproof.verify.simt.subjects import DOMAINS, MODULES, SM_COUNT, own
 
 from .judge import Attempt
 
+VERSION = 2
+"""Changes with the choice of cases: verdicts of another choice are judged again."""
 SMALL = {"fused_gate": 1 << 12, "moe_align_block_size": 1 << 12}
 """Largest number of elements in the main tensor of most cases: a launch costs milliseconds."""
 LARGE_IDS = 1 << 16
-"""The same of the few cases that reach loops over many tiles."""
+LARGE_ROWS = 1 << 14
+"""The same of the few cases that reach loops over many tiles, or over many rows."""
 BUILDS = {"fused_gate": 14, "moe_align_block_size": 12}
 """How many instantiations are compiled."""
 SURPLUS = 4
 """So many cases are drawn for each that is kept: the others need instantiations that are not compiled."""
 _ALIGNED = tuple(range(8, 520, 8))
-_PAIRS = ((2, 1), (4, 2), (8, 4), (8, 1), (8, 8), (16, 4), (32, 8))
-"""(groups, kept groups) of real models, and extreme ones."""
+_PAIRS = ((2, 1), (4, 2), (8, 4), (8, 1), (8, 8), (16, 4), (32, 8), (3, 2), (6, 4), (5, 1), (12, 6))
+"""(groups, kept groups) of real models, extreme ones, and numbers that leave lanes without a group."""
+STRIDED_EVERY = 3
+"""One case in so many has its one-dimensional tensors spread out in memory."""
 _ARGUMENT = re.compile(r"[<,]\s*([^,<>]+)")
 
 
@@ -64,11 +69,20 @@ def foci(op: str) -> list[Focus]:
     whole = DOMAINS[op]
     small = SMALL[op]
     if isinstance(whole, GateDomain):
+        # More rows than the grid has teams, so that a team has several.
+        rows = replace(whole, experts=range(1, 17), tokens=range(90, 200))
         fast = replace(whole, layouts=("contiguous",), scorings=("sigmoid", "softmax"), groups="none")
         grouped = replace(fast, experts=tuple(range(32, 520, 32)), groups=_PAIRS, topk=range(1, 9))
         split = replace(fast, experts=tuple(range(520, 2100, 8)), tokens=range(1, 9))
         domains = (whole, replace(fast, experts=_ALIGNED), grouped, split)
-        return [Focus(domain, small, 0.25) for domain in domains]
+        fast_rows = replace(fast, experts=(8, 16, 32, 64), tokens=range(90, 200))
+        split_rows = replace(split, experts=(520, 600, 1024), tokens=range(17, 30))
+        return [
+            *(Focus(domain, small, 0.22) for domain in domains),
+            Focus(rows, small, 0.04),
+            Focus(fast_rows, LARGE_ROWS, 0.04),
+            Focus(split_rows, LARGE_ROWS, 0.04),
+        ]
     if isinstance(whole, AlignDomain):
         many = replace(whole, tokens=range(260, 400), topk=range(8, 9), max_ids=small, thresholds={})
         few_experts = replace(many, experts=range(1, 513), layouts=("contiguous",))
@@ -90,6 +104,7 @@ def cases(op: str, count: int, seed: int) -> list[Attempt]:
         start = derived(seed, "mutate", op, number)
         surplus = SURPLUS if focus.elements == SMALL[op] else 1
         explore(strategy, drawn.append, start=start, count=max(1, round(count * surplus * focus.share)))
+    drawn = [_spread(case) if n % STRIDED_EVERY == 0 else case for n, case in enumerate(drawn)]
     builds = {id(case): ";".join(f"{file}:{name}" for file, name in launches(op, case)) for case in (*kept, *drawn)}
     chosen = panel([b for b in builds.values() if b], BUILDS[op])
     groups: dict[str, list[Case]] = defaultdict(list)
@@ -103,6 +118,15 @@ def cases(op: str, count: int, seed: int) -> list[Attempt]:
     spread = [case for turn in turns for case in turn if case is not None][:count]
     fitting = [case for case in kept if builds[id(case)] in chosen] + spread
     return [Attempt(op, case, sampled(n, op), builds[id(case)]) for n, case in enumerate(fitting)]
+
+
+def _spread(case: Case) -> Case:
+    """Return a case with stride 2 in its bias and expert map, which generation leaves contiguous."""
+    tensors = {
+        name: replace(spec, strides=(2,)) if name in ("bias", "expert_map") and spec.strides is None else spec
+        for name, spec in case.tensors.items()
+    }
+    return replace(case, tensors=tensors)
 
 
 class _Dry:

@@ -17,8 +17,8 @@ from moeproof.verify.simt.subjects import own
 from moeproof.verify.simt.toolchain import BuildError, compiler
 from moeproof.verify.subject import Unavailable
 
+from . import simt_cases
 from .judge import Attempt, Failure, JudgeError, NotCompiled, Session
-from .simt_cases import cases
 from .source import INCLUDE
 
 FILES = {"fused_gate": (gate_plan.FILE, gate_plan.GENERIC_FILE), "moe_align_block_size": ("align_block_size.cu",)}
@@ -30,7 +30,7 @@ ARCH = "sm_90"
 class SimtJudge:
     """Runs cases on the executor."""
 
-    name: str = "simt"
+    name: str = f"simt, cases {simt_cases.VERSION}"
 
     def missing(self) -> str | None:
         """Return why the executor can't work on this machine, or None."""
@@ -50,7 +50,7 @@ class SimtJudge:
 
     def attempts(self, op: str, count: int, seed: int) -> Sequence[Attempt]:
         """Return the cases that mutants of an op are tried with."""
-        return cases(op, count, seed)
+        return simt_cases.cases(op, count, seed)
 
     def load(self, sources: Path, cache: Path | None) -> Session:
         """Return a session."""
