@@ -24,6 +24,8 @@ from moeproof.verify.cli import app
 from moeproof.verify.gate.git import PREFIX
 from moeproof.verify.gate.timed import AbsentError, Bench, HostTimer
 
+pytestmark = pytest.mark.slow
+
 SLOW, TIE = ("3000", "6000"), ("torch.arange(experts)", "torch.arange(experts).flip(0)")
 
 

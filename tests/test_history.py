@@ -24,6 +24,8 @@ from moeproof.verify.history.record import RunRecord, from_events
 from moeproof.verify.history.sink import HistorySink
 from moeproof.verify.history.store import History
 
+pytestmark = pytest.mark.slow
+
 SUBJECTS = {OWN: counts(40, paths=True), OTHER: counts(20, failed=4), ALIGN: counts(10)}
 
 

@@ -26,6 +26,8 @@ from moeproof.verify.history.store import History
 from moeproof.verify.sinks import NO_HISTORY, sinks
 from moeproof.verify.subject import find
 
+pytestmark = pytest.mark.slow
+
 TIE = f"{FRONT_DOOR}:zoo:gate-tie-higher-id"
 SUBJECTS = {OWN: counts(40), OTHER: counts(20, failed=4), ALIGN: counts(10)}
 

@@ -37,6 +37,8 @@ from moeproof.verify.nightly.supervisor import Night, NightlyError, Request
 from moeproof.verify.nightly.tests_slice import run_tests
 from moeproof.verify.subject import find
 
+pytestmark = pytest.mark.slow
+
 TIE, RIGHT = (f"{FRONT_DOOR}:zoo:{slug}" for slug in ("gate-tie-higher-id", "right-gate"))
 PATIENCE = 120.0
 

@@ -12,6 +12,8 @@ from history_kit.runs import DAY, SCRIPT, START, nights
 
 from moeproof.verify.report.page import render
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "own:<script>window.hacked=1</script><img src=http://127.0.0.1:9/x onerror=window.hacked=1>\"'"
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright (pip install playwright)")

@@ -27,6 +27,8 @@ from moeproof.verify.sanitize.lane import Lane, LaneRun, Work, generated_work, w
 from moeproof.verify.subject import Subject
 from moeproof.verify.violation import SANITIZERS
 
+pytestmark = pytest.mark.slow
+
 MEMCHECK = tools.TOOLS["memcheck"]
 
 

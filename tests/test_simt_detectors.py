@@ -8,7 +8,7 @@ from simt import FOLDER, PLANTED, SCHEDULES, Planted, needs_compiler
 
 from moeproof.verify.simt import Program, Schedule, Session, SimtError, executor
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
