@@ -57,6 +57,7 @@ EXAMPLES = [
     ("loop_removed", "for (int i = 0; i < n; ++i) x = i;", [";"]),
     ("last_skipped", "for (int i = 0; i < n; ++i) x = i;", ["for (int i = 0; i < n - 1; ++i) x = i;"]),
     ("last_skipped", "for (int i = n; i >= 0; --i) x = i;", ["for (int i = n; i >= 0 + 1; --i) x = i;"]),
+    ("last_skipped", "for (int i = 0; i < n >> 5; ++i) x = i;", ["for (int i = 0; i < (n >> 5) - 1; ++i) x = i;"]),
     ("one_too_many", "for (int i = 0; i < n; ++i) x = i;", ["for (int i = 0; i < n + 1; ++i) x = i;"]),
     ("first_skipped", "for (int i = 0; i < n; ++i) x = i;", ["for (int i = 0 + 1; i < n; ++i) x = i;"]),
     ("statement_removed", "x = 1; return;", ["; return;", "x = 1; ;"]),

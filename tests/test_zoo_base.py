@@ -129,6 +129,7 @@ GATE_PROBES = [
     gate(f32([100, -20]), 2, scoring="sqrtsoftplus"),
     gate(STEP[0].as_strided((1, 3), (3, 1), 2), 2),
     gate(STEP[0].as_strided((2, 3), (5, 1), 0), 2),
+    gate(STEP[0].as_strided((2, 3), (6, 1), 0), 2),
     gate(SPREAD, 3),
     gate((torch.arange(513) % 3 * torch.arange(4)[:, None]).float().T.contiguous() - 1, 1),
 ]

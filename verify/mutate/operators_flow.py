@@ -9,6 +9,7 @@ from .operators import bare, binary, field, operator, starts_loop, symbol
 from .source import Source, same
 
 _BOUNDARY = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
+_SIMPLE = ("identifier", "number_literal", "field_expression")
 _ORDER = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
@@ -100,7 +101,9 @@ def _bound(node: Any, source: Source, sign: str) -> Iterator[str]:
         # A loop that counts down ends early with a higher bound.
         down = comparison.startswith(">")
         sign = {"-": "+", "+": "-"}[sign] if down else sign
-        yield f"{field(node, 'left', source)} {comparison} {field(node, 'right', source)} {sign} 1"
+        right = node.child_by_field_name("right")
+        bound = source.text(right) if right.type in _SIMPLE else f"({source.text(right)})"
+        yield f"{field(node, 'left', source)} {comparison} {bound} {sign} 1"
 
 
 @operator("A loop starts one element late.", "init_declarator")
