@@ -15,10 +15,15 @@ __device__ constexpr int vector_of(int dtype, int vpl) {
 }
 
 // Blocks a multiprocessor that the registers are to leave room for; the launcher's grid is as large. As many as there
-// can be without spilling.
+// can be without spilling; other architectures than 9.0 need a few registers more.
 __device__ constexpr int resident_blocks(int lanes, int vpl, bool grouped, bool softmax) {
   const int most = vpl <= 4 ? 10 : vpl <= 8 ? 8 : lanes == 16 ? (vpl <= 16 ? 7 : vpl <= 24 ? 6 : 5) : (vpl <= 12 ? 6 : 5);
-  return most - (!grouped ? 0 : lanes == 16 ? 1 : 2) - softmax;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  const int fewer = vpl >= 16;
+#else
+  const int fewer = 0;
+#endif
+  return most - (!grouped ? 0 : lanes == 16 ? 1 : 2) - softmax - fewer;
 }
 
 // Where a lane's experts lie: vector v starts at `first` + v·`step`, and exists if v·`step` < `room`.
