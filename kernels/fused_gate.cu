@@ -179,7 +179,9 @@ __device__ __forceinline__ bool in_best_group(TopTwo best, const GateParams& p, 
 }
 
 template <int DTYPE, int SCORING, bool SCORED, bool GROUPED, int LANES, int VPL, bool SPLIT>
-__global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS, SPLIT ? VPL / 8 : resident_blocks(LANES, VPL, GROUPED, SCORED && SCORING == SOFTMAX))
+__global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS,
+                                  SPLIT ? VPL / 8
+                                        : resident_blocks(LANES, VPL, GROUPED, SCORED && SCORING == SOFTMAX))
     fused_gate(const __grid_constant__ GateParams p) {
   constexpr int VEC = vector_of(DTYPE, VPL), ROWS = 32 / LANES;
   constexpr int VPT = VPL * LANES / 32, WARPS = SPLIT ? MAX_EXPERTS / (32 * VPL) : TEAMS;
@@ -270,19 +272,12 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS, SPLIT 
 
     int count;
     if (SPLIT) {
-      const unsigned holders = __ballot_sync(~0u, mask != 0);
-      if (holders) {
-        const int mine = __reduce_add_sync(~0u, (unsigned)__popc(mask));
-        int before = 0;
-        if (lane == 0) before = atomicAdd(&totals[parity], mine);
-        collect<32>(mask, threadIdx.x, __shfl_sync(~0u, before, 0), codes[0][0]);
-      }
+      collect<32>(mask, threadIdx.x, codes[0][0], &totals[parity]);
       __syncthreads();  // all candidates are collected before the first warp reads them and all their number
       count = totals[parity];
       parity ^= 1;
     } else {
-      count = collect<LANES>(mask, sub, 0, codes[team][nth]);
-      __syncwarp();  // all candidates are collected before a lane reads its own
+      count = collect<LANES>(mask, sub, codes[team][nth]);
     }
     sure = everyone || (sure && count >= p.routed && count <= SLOTS_A_ROW);
 

@@ -96,11 +96,11 @@ struct Contest {
   int2 seat[32];  // id and score of each place
 };
 
-// Writes each candidate of this lane, a bit of `mask`, as (thread << 5 | bit) to `code` from `base` on, while there
-// are slots. Returns how many candidates the LANES lanes of the row have, or more than there are
-// slots if a lane has more than 7.
+// Writes each candidate of this lane, a bit of `mask`, as (thread << 5 | bit) to the row's `code`, while there are
+// slots. Returns how many candidates the LANES lanes have, or more than there are slots if a lane has more than 7:
+// then it has written none of its own. Where several warps share the row, `total` is what they have in all.
 template <int LANES>
-__device__ __forceinline__ int collect(unsigned mask, int thread, int base, int* code) {
+__device__ __forceinline__ int collect(unsigned mask, int thread, int* code, int* total = nullptr) {
   const int lane = threadIdx.x & 31;
   const unsigned row = LANES == 32 ? ~0u : ((1u << LANES) - 1) << (lane & ~(LANES - 1));
   const unsigned lower = row & ((1u << lane) - 1);
@@ -108,12 +108,18 @@ __device__ __forceinline__ int collect(unsigned mask, int thread, int base, int*
   const unsigned ones = __ballot_sync(~0u, own & 1), twos = __ballot_sync(~0u, own & 2);
   const unsigned fours = __ballot_sync(~0u, own & 4), many = __ballot_sync(~0u, own > 7);
   if (own > 7) mask = 0;  // the row is lost, and the slots behind this lane's are others'
+  int count = __popc(ones & row) + 2 * __popc(twos & row) + 4 * __popc(fours & row);
+  if (many & row) count = SLOTS_A_ROW + 1;
+  int base = 0;
+  if (total) {
+    if (lane == 0 && count) base = atomicAdd(total, count);
+    base = __shfl_sync(~0u, base, 0);
+  }
   int slot = base + __popc(ones & lower) + 2 * __popc(twos & lower) + 4 * __popc(fours & lower);
   for (; mask; mask &= mask - 1, ++slot)
     if (slot < SLOTS_A_ROW) code[slot] = thread << 5 | (__ffs(mask) - 1);
   __syncwarp();  // all candidates are written before a lane reads its own
-  if (many & row) return SLOTS_A_ROW + 1;
-  return __popc(ones & row) + 2 * __popc(twos & row) + 4 * __popc(fours & row);
+  return count;
 }
 
 // Score and key of an expert of one row, from its logit and bias: neighbours in memory, as everywhere here.

@@ -244,6 +244,20 @@ def test_lanes_without_experts_never_win(experts: int, groups: int) -> None:
         assert ids[1].tolist() == best + list(range(topk - 3))
 
 
+@pytest.mark.parametrize("tokens", [1, FEW, MANY])
+@pytest.mark.parametrize("experts", [256, 384, 1024, 2048, 4096])
+def test_a_lane_that_owns_all_winners_loses_none(experts: int, tokens: int) -> None:
+    """Eight winners in two vectors of one lane, whatever the distance of a lane's vectors is."""
+    for step in (64, 128, 256, 512, 1024, 2048):
+        winners = [base + i for base in (step, 0) for i in range(4)]
+        if winners[0] + 4 > experts:
+            break
+        logits = torch.zeros(tokens, experts, device=DEVICE)
+        logits[:, winners] = torch.arange(8, 0, -1, device=DEVICE).float()
+        _, ids = fused_gate(logits, torch.zeros(experts, device=DEVICE), topk=8)
+        assert ids.tolist() == [winners] * tokens, f"step {step}"
+
+
 def test_zeros_of_both_signs_tie() -> None:
     logits = torch.tensor([0.0, -0.0], device=DEVICE).repeat(3, 128)
     for bias in (None, torch.tensor([-0.0, 0.0, 0.0, -0.0], device=DEVICE).repeat(64)):

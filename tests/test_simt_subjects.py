@@ -53,6 +53,18 @@ def test_own_kernels_are_right(op: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize(("tokens", "experts", "step"), [(1, 1024, 512), (3, 2048, 256), (9, 256, 64), (1, 256, 128)])
+def test_a_lane_that_owns_all_winners_loses_none(tokens: int, experts: int, step: int) -> None:
+    """Eight winners in two vectors of one lane, where a row has a lane, a warp or a block of several warps."""
+    winners = [base + i for base in (step, 0) for i in range(4)]
+    logits = torch.zeros(tokens, experts)
+    logits[:, winners] = torch.arange(8, 0, -1).float()
+    outputs = {"weights": torch.empty(tokens, 8), "indices": torch.empty(tokens, 8, dtype=torch.int32)}
+    own("fused_gate").load()({"logits": logits, "bias": torch.zeros(experts), "topk": 8}, outputs)
+    assert outputs["indices"].tolist() == [winners] * tokens, "a lane's candidates are lost on the way to their slots"
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("op", "barrier"), [("fused_gate", "__syncwarp();"), ("moe_align_block_size", "__syncthreads();")]
 )
