@@ -57,7 +57,8 @@ def test_own_kernels_are_right(op: str) -> None:
 def test_a_lane_that_owns_all_winners_loses_none(tokens: int, experts: int, step: int) -> None:
     """Eight winners in two vectors of one lane, where a row has a lane, a warp or a block of several warps."""
     winners = [base + i for base in (step, 0) for i in range(4)]
-    logits = torch.linspace(-2, -1, experts).repeat(tokens, 1)  # no ties, which would leave the row to exact_row
+    # Distinct and spread over the lanes: many candidates beside the winners would leave the row to exact_row.
+    logits = (torch.arange(experts) * 397 % experts / experts - 2).repeat(tokens, 1)
     logits[:, winners] = torch.arange(8, 0, -1).float()
     outputs = {"weights": torch.empty(tokens, 8), "indices": torch.empty(tokens, 8, dtype=torch.int32)}
     own("fused_gate").load()({"logits": logits, "bias": torch.zeros(experts), "topk": 8}, outputs)
