@@ -76,7 +76,7 @@ def test_mutants_are_sorted_by_what_became_of_them(outcome: Outcome) -> None:
     assert len(outcome.verdicts) > 30
     killed = verdict(outcome, "last_skipped", "i < n")
     assert (killed.status, killed.check) == (KILLED, "align_layout")
-    assert 1 <= killed.cases <= 3
+    assert 1 <= killed.cases <= 6  # in five of the twenty cases the last id counts nowhere
     assert verdict(outcome, "relational", "id >= experts").check == "guard_zone"
     assert verdict(outcome, "accumulation", "counts[0] += n").message == UNREACHED
     assert (v := verdict(outcome, "literal", "7 → 6")).status == EQUIVALENT
@@ -162,7 +162,9 @@ def test_a_mutant_that_never_ends_is_killed_by_the_clock(tmp_path: Path) -> None
     assert found.dead
 
 
-def test_listed_mutants_need_a_reason_and_must_exist(tmp_path: Path) -> None:
+def test_listed_mutants_need_a_reason_and_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Which cases a share leaves is a matter of their measured times.
+    monkeypatch.setattr("moeproof.verify.mutate.engine.LISTED_SHARE", 1)
     plan = plan_of(tmp_path, operators=("guard_dropped", "logical"))
     right = ENTRY.format(replacement="id >= experts")
     plan.equivalents.write_text(right)
