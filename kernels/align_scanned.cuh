@@ -1,26 +1,11 @@
 #pragma once
 #include "align_common.cuh"
 #include "align_rank.cuh"
+#include "stream.cuh"
 
 // Any number of ids, three launches: tile_histogram counts tiles of neighbouring ids, scan_tiles lays out the groups
 // and says where each tile's ids start, place_ids places them. Where the device can, a launch starts while the one
 // before it still runs, and waits for it after the work that needs none of its results.
-
-// Lets the next launch start. It waits for all of this one, so the earlier the better.
-__device__ __forceinline__ void start_next() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// Waits until the launch before this one has ended and its writes can be read.
-__device__ __forceinline__ void await_previous() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#elif defined(__CUDACC_SIMT__)
-  cudaGridDependencySynchronize();
-#endif
-}
 
 // The scratch of these kernels.
 struct ScanScratch {

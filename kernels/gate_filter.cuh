@@ -25,11 +25,6 @@ __device__ __forceinline__ float slack(float bound) {
   return __fmaf_rn(fabsf(bound), 1.f / (1 << 19), FINE ? 1e-5f : 6e-4f);
 }
 
-__device__ __forceinline__ int to_ordered(float value) {
-  const int bits = __float_as_int(value);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
 // Counts one if a < b, in two instructions where the compiler would take three.
 __device__ __forceinline__ void count_less(int& count, int a, int b) {
 #ifdef __CUDA_ARCH__
@@ -75,7 +70,7 @@ __device__ __forceinline__ float sort_lanes(float value) {
 // A row's bound: the `routed`-th largest head, or with TWO of its lanes' two best. `keys` are the warp's own words.
 template <int LANES, bool TWO>
 __device__ __forceinline__ float bound_of(float first, float second, int routed, int4* keys) {
-  if (LANES == 32) return key_to_cost(kth_of_warp(to_ordered(first), routed, keys));
+  if (LANES == 32) return key_to_cost(kth_of_warp(order_key(first), routed, keys));
   first = sort_lanes<LANES>(first);
   if (!TWO) return __shfl_sync(~0u, first, routed - 1, LANES);
   // Some i + 1 best firsts and routed - 1 - i best seconds are the best: those whose worst is best.
