@@ -104,26 +104,26 @@ def measure(
         If a case fails.
     """
     parts = _parts(attempts, width)
-    jobs = []
-    for marks, (sources, cache) in enumerate(places):
-        for part in parts:
-            payload = (judge, sources, cache, [attempts[n].to_json() for n in part], marks)
-            jobs.append(Job((marks, part), payload, 3600.0))
     seconds = [0.0] * len(attempts)
     reached: list[frozenset[int]] = [frozenset()] * len(attempts)
-    for done in run_jobs(jobs, _run, width):
-        marks, part = done.tag
+    # One place after the other: kernels that fail as they are shall not be said to fail instrumented.
+    for marks, (sources, cache) in enumerate(places):
         name = "instrumented" if marks else "unmutated"
-        if done.error:
-            raise JudgeError(f"the {name} kernels can't be run: {done.error} at case {done.step} of {len(part)}")
-        tell(f"{len(part)} cases on the {name} kernels: {done.seconds:.0f} s")
-        for number, (spent, found, failure) in zip(part, done.result, strict=True):
-            if failure:
-                case = attempts[number].case.dumps()
-                raise JudgeError(f"the {name} kernels fail, so nothing can be said of mutants: {failure}\n{case}")
-            seconds[number] = max(seconds[number], spent)
-            if marks:
-                reached[number] = frozenset(found)
+        jobs = [
+            Job(part, (judge, sources, cache, [attempts[n].to_json() for n in part], marks), 3600.0) for part in parts
+        ]
+        for done in run_jobs(jobs, _run, width):
+            part = done.tag
+            if done.error:
+                raise JudgeError(f"the {name} kernels can't be run: {done.error} at case {done.step} of {len(part)}")
+            tell(f"{len(part)} cases on the {name} kernels: {done.seconds:.0f} s")
+            for number, (spent, found, failure) in zip(part, done.result, strict=True):
+                if failure:
+                    case = attempts[number].case.dumps()
+                    raise JudgeError(f"the {name} kernels fail, so nothing can be said of mutants: {failure}\n{case}")
+                seconds[number] = max(seconds[number], spent)
+                if marks:
+                    reached[number] = frozenset(found)
     return Baseline(tuple(regions), tuple(attempts), tuple(seconds), tuple(reached))
 
 
