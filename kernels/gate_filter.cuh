@@ -25,6 +25,17 @@ __device__ __forceinline__ float slack(float bound) {
   return __fmaf_rn(fabsf(bound), 1.f / (1 << 19), FINE ? 1e-5f : 6e-4f);
 }
 
+// The smaller of two numbers, or NaN; fminf would pass over a NaN.
+__device__ __forceinline__ float min_keeping_nan(float a, float b) {
+#ifdef __CUDA_ARCH__
+  float smaller;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(smaller) : "f"(a), "f"(b));
+  return smaller;
+#else
+  return b != b || b < a ? b : a;
+#endif
+}
+
 // Counts one if a < b, in two instructions where the compiler would take three.
 __device__ __forceinline__ void count_less(int& count, int a, int b) {
 #ifdef __CUDA_ARCH__
