@@ -12,10 +12,11 @@ from hypothesis import find, settings
 from simt import FOLDER, needs_compiler
 from typer.testing import CliRunner
 
+from moeproof.strategies.case import Case
 from moeproof.verify.child import Inline
 from moeproof.verify.cli import _default_subjects, app
 from moeproof.verify.execute import Runner
-from moeproof.verify.explore import explore, inside
+from moeproof.verify.explore import beyond, explore, inside
 from moeproof.verify.finding import reduce_to_finding
 from moeproof.verify.simt import Program, Schedule, Session, SimtError, own, schedules, toolchain
 from moeproof.verify.simt.subjects import SOURCES
@@ -50,6 +51,20 @@ def test_an_op_without_cuda_sources_is_refused() -> None:
 @pytest.mark.parametrize("op", ELEMENTS)
 def test_own_kernels_are_right(op: str) -> None:
     assert not _violations(own(op), 12, ELEMENTS[op])
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", ELEMENTS)
+def test_what_is_outside_their_domains_is_refused(op: str) -> None:
+    subject, seen = own(op), set()
+    runner = Runner(subject, CPU)
+
+    def refused(case: Case) -> None:
+        seen.add(case.note.partition(" is ")[0])
+        assert not runner.run(case, refusal=True).violations
+
+    explore(beyond(subject.domain), refused, start=3, count=200)
+    assert {"the number of tokens" if op == "fused_gate" else "block_size", "topk"} <= seen
 
 
 @needs_compiler

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from moeproof import __version__
 from moeproof.kernels.launcher import use_executor
 from moeproof.strategies.domain import AlignDomain, Domain, GateDomain
+from moeproof.strategies.domain_check import allowed_text
 from moeproof.verify.subject import OUTPUTS, Call, Subject, SubjectError
 
 from .executor import Executor, Session, tensors_of
@@ -53,6 +54,7 @@ def own(op: str, sources: Path | None = None, *, name: str | None = None) -> Sub
         function = getattr(importlib.import_module(f"moeproof.kernels.{MODULES[op]}"), op)
 
         def on_cpu(**args: Any) -> Any:
+            _check_size(DOMAINS[op], args)
             with use_executor(executor):
                 return function(**args)
 
@@ -68,6 +70,23 @@ def own(op: str, sources: Path | None = None, *, name: str | None = None) -> Sub
         version=_version,
         tags=("own", "simt"),
     )
+
+
+def _check_size(domain: Domain, args: Mapping[str, Any]) -> None:
+    """Refuse what the kernels take but would be too slow here, so that the subject's domain is what it accepts."""
+    main = args["logits" if isinstance(domain, GateDomain) else "topk_ids"]
+    if main.dim() != 2:
+        return  # the kernel's own check says so
+    sizes: list[tuple[str, int, Sequence[int]]] = [("the number of tokens", main.shape[0], domain.tokens)]
+    if isinstance(domain, GateDomain):
+        sizes.append(("num_fused_shared_experts", args.get("num_fused_shared_experts", 0), domain.shared))
+    elif isinstance(domain, AlignDomain):
+        sizes.append(("topk", main.shape[1], domain.topk))
+        sizes.append(("the number of ids", main.numel(), range(domain.max_ids + 1)))
+        sizes.append(("block_size", args["block_size"], domain.block_sizes))
+    for name, value, allowed in sizes:
+        if value not in allowed:
+            raise ValueError(f"{name} is {value}; allowed on the executor: {allowed_text(allowed)}")
 
 
 def subject(
