@@ -18,7 +18,7 @@ from history_kit.runs import ALIGN, OTHER, OWN, START, bench, bench_results, cou
 from moeproof.verify.events import Event, to_json
 from moeproof.verify.history import schema
 from moeproof.verify.history import sink as sink_module
-from moeproof.verify.history.engine import HistoryError
+from moeproof.verify.history.errors import HistoryError
 from moeproof.verify.history.files import RunFileError, read_runs
 from moeproof.verify.history.record import RunRecord, from_events
 from moeproof.verify.history.sink import HistorySink

@@ -97,7 +97,7 @@ def fuzz(
     from .console import LiveConsole, print_summary
     from .coordinator import run
     from .events import JsonLines
-    from .history.engine import HistoryError
+    from .history.errors import HistoryError
     from .ledger import LedgerError, read
     from .sinks import sinks
 

@@ -10,8 +10,8 @@ from . import junit as junit_xml
 from .config import ConfigError
 from .events import Event, Sink
 from .files import write_text
+from .history.errors import libraries_needed
 from .history.record import RunRecord
-from .history.sink import HistorySink
 from .report.markdown import summarise
 
 NO_HISTORY = "none"
@@ -39,7 +39,7 @@ def sinks(
     Raises
     ------
     HistoryError
-        The history can't be opened.
+        The history can't be opened, or a library that it needs is not installed.
     ConfigError
         A file can't be written.
     """
@@ -53,7 +53,10 @@ def sinks(
         if summary is not None:
             found.append(RunFile(summary, lambda run: summarise([run])))
         if history != NO_HISTORY:
-            database = HistorySink(history, spool, tell)
+            with libraries_needed(history):
+                from .history.sink import HistorySink
+
+                database = HistorySink(history, spool, tell)
             stack.callback(database.close)
             found.append(database)
         yield found

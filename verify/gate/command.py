@@ -60,7 +60,7 @@ def gate(
     """
     from moeproof.verify.config import ConfigError
     from moeproof.verify.events import JsonLines
-    from moeproof.verify.history.engine import HistoryError
+    from moeproof.verify.history.errors import HistoryError
     from moeproof.verify.lanes.reader import LanesError, load_lanes, pick
     from moeproof.verify.lanes.schema import CHECKS
     from moeproof.verify.ledger import LedgerError, read

@@ -116,11 +116,14 @@ def where(history: str | None, out: Path) -> str:
 
 @contextlib.contextmanager
 def _opened(history: str | None, out: Path, *, create: bool = False) -> Iterator[History]:
-    from .engine import HistoryError
-    from .store import History
+    from .errors import HistoryError, libraries_needed
 
+    place = where(history, out)
     try:
-        database = History(where(history, out), create=create)
+        with libraries_needed(place):
+            from .store import History
+
+            database = History(place, create=create)
         try:
             yield database
         finally:

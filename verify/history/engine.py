@@ -12,14 +12,12 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from .errors import HistoryError
+
 ALLOWED = "sqlite:///FILE, a path of a file, or postgresql://USER@HOST/DATABASE"
 WAIT = 30
 """Seconds to wait for another writer's lock."""
 _WRITING = "moeproof_writing"
-
-
-class HistoryError(RuntimeError):
-    """A history that can't be opened, read or written; says which and why."""
 
 
 def parse(where: str) -> URL:

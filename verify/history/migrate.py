@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, column, inspect, select, table, text
 
-from .engine import HistoryError, reading, writing
+from .engine import reading, writing
+from .errors import HistoryError
 from .schema import HEAD
 
 MIGRATIONS = Path(__file__).with_name("migrations")

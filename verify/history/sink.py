@@ -12,7 +12,7 @@ from typing import Any
 from moeproof.verify.events import Event, to_json
 from moeproof.verify.files import write_text
 
-from .engine import HistoryError
+from .errors import HistoryError
 from .record import RunRecord
 from .store import History
 

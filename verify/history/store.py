@@ -11,7 +11,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 
 from . import schema
-from .engine import HistoryError, connect, explained, parse, reading, shown, writing
+from .engine import connect, explained, parse, reading, shown, writing
+from .errors import HistoryError
 from .migrate import upgrade
 from .record import RunRecord
 from .rows import Row, from_rows, key_of, to_rows

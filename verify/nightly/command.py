@@ -61,7 +61,7 @@ def nightly(
 
     Exit codes: 0 nothing new, 1 new findings, 2 usage, or a fault of the harness.
     """
-    from moeproof.verify.history.engine import HistoryError
+    from moeproof.verify.history.errors import HistoryError
     from moeproof.verify.lanes.reader import LanesError, load_lanes, pick
     from moeproof.verify.ledger import LedgerError, read
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from moeproof.verify.coordinator import Summary
 from moeproof.verify.files import write_text
-from moeproof.verify.history.engine import HistoryError
+from moeproof.verify.history.errors import HistoryError
 from moeproof.verify.history.record import from_events, read_events
-from moeproof.verify.history.store import History
 from moeproof.verify.report.page import render
 from moeproof.verify.sinks import NO_HISTORY
 
@@ -160,6 +159,8 @@ def write_page(path: Path, history: str, events: Path) -> None:
     runs = own
     if history != NO_HISTORY:
         with contextlib.suppress(HistoryError):
+            from moeproof.verify.history.store import History
+
             database = History(history)
             try:
                 stored = database.runs(last=PAGE_RUNS)

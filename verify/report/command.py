@@ -57,15 +57,18 @@ def report(
 
 
 def _runs(files: list[Path], history: str | None, last: int) -> list[RunRecord]:
-    from moeproof.verify.history.engine import HistoryError
+    from moeproof.verify.history.errors import HistoryError, libraries_needed
     from moeproof.verify.history.files import RunFileError, read_runs
-    from moeproof.verify.history.store import History
 
     try:
         if files:
             found = {run.id: run for path in files for run in read_runs(path)}
             return sorted(found.values(), key=lambda run: run.started)[-last:]
-        database = History(history or str(Path(".moeproof") / FILE))
+        place = history or str(Path(".moeproof") / FILE)
+        with libraries_needed(place):
+            from moeproof.verify.history.store import History
+
+            database = History(place)
         try:
             runs = database.runs(last=last)
         finally:

@@ -136,7 +136,7 @@ def _run(lane: Lane, seed: int, listed: Ledger | None, readers: dict[str, Any]) 
     from moeproof.verify.console import LiveConsole, print_summary
     from moeproof.verify.coordinator import Summary, tee
     from moeproof.verify.events import Event, JsonLines, environment
-    from moeproof.verify.history.engine import HistoryError
+    from moeproof.verify.history.errors import HistoryError
     from moeproof.verify.sinks import sinks
 
     from .lane import LaneRun
