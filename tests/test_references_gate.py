@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from moeproof.references import gold
+
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 SIMULATED = [("numba_ref", "cpu")] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else []
 FAMILIES = [
@@ -271,3 +273,19 @@ def test_equal_logits_tie_wherever_they_stand(gate: Gate) -> None:
         for scoring in ("sigmoid", "softmax", "sqrtsoftplus"):
             logits = torch.full((3, experts), 0.3719)
             assert gate(logits, topk=3, scoring=scoring)[1].tolist() == [[0, 1, 2]] * 3
+
+
+def test_gold_keeps_a_rows_bits_in_every_batch_and_layout() -> None:
+    """Softmax sums in which one large term meets many that vanish beside it alone, and not beside one another."""
+    near_one = 1 - torch.arange(3, 801, 2, dtype=torch.float64) * 2.0**-25  # half way between two float32 numbers
+    rows = torch.full((len(near_one), 512), -37.0)
+    rows[:, 0] = 0.0
+    rows[:, 1] = (1 / near_one - 1).log().float()
+
+    def weights(logits: torch.Tensor) -> torch.Tensor:
+        return gold.fused_gate(logits, topk=2, scoring="softmax", renormalize=False)[0]
+
+    alone = torch.cat([weights(row[None]) for row in rows])
+    sliced = torch.empty(len(rows), 1024)[:, ::2].copy_(rows)
+    for name, batch in {"contiguous": rows, "transposed": rows.t().contiguous().t(), "sliced": sliced}.items():
+        assert torch.equal(weights(batch), alone), name

@@ -65,5 +65,8 @@ def integers(tensor: torch.Tensor) -> np.ndarray:
 
 
 def doubles(tensor: torch.Tensor) -> np.ndarray:
-    """Return a float tensor's exact values as float64."""
-    return tensor.detach().cpu().to(torch.float64).numpy()
+    """Return a float tensor's exact values as float64, in C order.
+
+    The order in which NumPy sums a row follows the strides, and a row's result is to depend on its values alone.
+    """
+    return tensor.detach().cpu().to(torch.float64).contiguous().numpy()
