@@ -16,9 +16,9 @@ import pytest
 
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.strategies.domain import GateDomain
+from moeproof.verify.channel import describe_exit
 from moeproof.verify.child import Alternating, Child, HarnessError, Isolated
 from moeproof.verify.execute import Outcome
-from moeproof.verify.process import describe_exit
 from moeproof.verify.subject import Subject, Unavailable, find, load_file
 
 SUSPECT = """

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from moeproof.strategies.case import Case
 
+from .channel import DeadError
 from .execute import Outcome, Runner, pick_device
 from .files import write_text
-from .process import DeadError, WorkerProcess
+from .process import WorkerProcess
 from .subject import Subject, Unavailable
 from .violation import Violation
 

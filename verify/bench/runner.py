@@ -12,7 +12,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from moeproof.verify.process import describe_exit
+from moeproof.verify.channel import describe_exit
 from moeproof.verify.subject import Subject, all_subjects, find
 
 from .results import EXCLUDED, FAILED, Measured, Results, ShapeResult

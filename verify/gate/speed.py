@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from moeproof.strategies.domain_check import why_outside
 from moeproof.verify.bench.shapes import NAMES, Shape, parse
-from moeproof.verify.process import describe_exit
+from moeproof.verify.channel import describe_exit, end_group, start, tail
 from moeproof.verify.subject import Subject
 
 from .rule import SLOWER, UNCLEAR, Ratio, compare
@@ -28,6 +27,8 @@ from .timed import HOST
 PREPARE_SECONDS = 300.0
 """How long a process may take to compile an implementation and make its inputs."""
 SAMPLE_SECONDS = 60.0
+LAST_WORDS = 600
+"""How much of a lost process's output is shown."""
 LEAST_HOST_THRESHOLD = 0.10
 """On a GPU, the least change that counts on the host's clock: two processes of the same Python code differ by several
 percent there, for what their memory happens to look like."""
@@ -165,17 +166,10 @@ class Process:
         self._of_base = tree != root
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        path = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "moeproof.verify.gate.timed", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            # The same hashes in both: dictionaries and sets are laid out alike.
-            env=dict(os.environ, PYTHONPATH=path, PYTHONHASHSEED="0", PYTHONDONTWRITEBYTECODE="1"),
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "moeproof.verify.gate.timed", str(theirs.fileno())]
+        # The same hashes in both: dictionaries and sets are laid out alike.
+        variables = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        self._process = start(command, self._log, pass_fds=[theirs.fileno()], variables=variables)
         theirs.close()
         self._channel = Connection(ours.detach())
         self._channel.send((str(root), str(tree), device))
@@ -196,12 +190,11 @@ class Process:
             self._channel.send(request)
             return self._answer(seconds)
         except (EOFError, OSError):
-            self._log.seek(0)
-            tail = self._log.read().decode(errors="replace").strip()[-600:]
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
             how = describe_exit(self._process.returncode or 0)
-            raise SpeedError(f"the process ended ({how}) {tail}".rstrip(), of_base=self._of_base) from None
+            said = tail(self._log, LAST_WORDS)
+            raise SpeedError(f"the process ended ({how}) {said}".rstrip(), of_base=self._of_base) from None
 
     def _answer(self, seconds: float) -> Any:
         if not self._channel.poll(seconds):
@@ -213,8 +206,7 @@ class Process:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        end_group(self._process)
         self._channel.close()
         self._log.close()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeproof.verify import corpus
+from moeproof.verify.channel import python_path
 from moeproof.verify.coordinator import Summary
 from moeproof.verify.events import Event, JsonLines, Sink, environment
 from moeproof.verify.lanes.reader import LanesError
@@ -207,7 +208,7 @@ class Night:
             ITEMS_VARIABLE: str(min(MAX_ITEMS, items)),
             REDIS_VARIABLE: self.request.lanes.examples.redis,
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p),
+            "PYTHONPATH": python_path(),
         }
         command = [sys.executable, "-m", "moeproof.verify.nightly.session", str(self.folder.resolve())]
         with self._log_file().open("ab") as log:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from moeproof.verify.channel import python_path, tail
 from moeproof.verify.events import Event, Sink
 from moeproof.verify.finding import artefacts
 
@@ -19,7 +20,6 @@ from .store import Slice
 
 PATIENCE = 10.0
 """Seconds that pytest gets to end after Ctrl-C."""
-TAIL = 1500
 PLUGIN = "moeproof.verify.nightly.profile"
 _FAILED = 1
 """pytest's exit code for tests that failed; Ctrl-C gives another."""
@@ -30,7 +30,7 @@ def run_tests(work: Slice, sink: Sink, *, out: Path) -> None:
     path = Path(work.unit.target)
     command = [sys.executable, "-m", "pytest", str(path), "-q", "-p", PLUGIN, "-p", "no:cacheprovider"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {OUT_VARIABLE: str(out), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment |= {OUT_VARIABLE: str(out), "PYTHONPATH": python_path()}
     begin = time.time()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -41,8 +41,7 @@ def run_tests(work: Slice, sink: Sink, *, out: Path) -> None:
             code = _wait(process, time.monotonic() + min(work.seconds, work.deadline - time.time()), work, sink)
         finally:
             _end(process)
-        log.seek(0)
-        text = log.read().decode(errors="replace").strip()[-TAIL:]
+        text = tail(log)
     found = _findings(out, path, begin)
     for place, summary in found:
         sink(Event("finding", {**summary, **artefacts(place), "folder": str(place)}))

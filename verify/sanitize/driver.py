@@ -1,12 +1,11 @@
 """The process that runs under compute-sanitizer: makes each case's buffers at exact size, runs it, waits, says so.
 
 Started as ``python -m moeproof.verify.sanitize.driver SOCKET``, the path of a Unix socket: whatever the tool does with
-the file descriptors of what it starts, a path stays good. One JSON object a line each way.
+the file descriptors of what it starts, a path stays good.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -14,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from typing import Any
 
 import torch
@@ -22,7 +20,8 @@ import torch
 from moeproof.strategies.case import Case
 from moeproof.verify.contract import arguments, output_specs
 from moeproof.verify.execute import describe_error, is_cuda_failure, pick_device
-from moeproof.verify.subject import Call, Subject, SubjectError, Unavailable, find
+from moeproof.verify.serving import serve
+from moeproof.verify.subject import Call, Subject, Unavailable, find
 
 ALONE_SECONDS = 60.0
 """How long this process may take to end after its parent has hung up, whatever it is stuck in."""
@@ -94,40 +93,14 @@ def main() -> None:
     channel = socket.socket(socket.AF_UNIX)
     channel.connect(sys.argv[1])
     threading.Thread(target=_end_alone, args=(channel,), daemon=True).start()
-    requests = channel.makefile("r", encoding="utf-8", newline="\n")
-    answers = channel.makefile("w", encoding="utf-8", newline="\n")
     torch.set_num_threads(1)
-    loaded: dict[str, Sanitized | str] = {}
-    while line := requests.readline():
-        request = json.loads(line)
-        name = request["subject"]
-        if name not in loaded:
-            loaded[name] = _load(name)
-        subject = loaded[name]
-        if isinstance(subject, str):
-            answer: dict[str, Any] = {"unavailable": subject}
-        elif "case" not in request:
-            answer = {"ready": subject.device_name}
-        else:
-            try:
-                answer = subject.run(Case.from_json(request["case"]))
-            except Exception:  # the harness's own
-                answer = {"fault": traceback.format_exc()}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-        if answer.get("fatal"):
-            os._exit(3)
+    serve(channel, _load, lambda subject, request: subject.run(Case.from_json(request["case"])))
 
 
-def _load(name: str) -> Sanitized | str:
-    """Return a subject that is ready to run, or the reason why it is not."""
-    try:
-        (subject,) = find([name])
-        return Sanitized(subject)
-    except (Unavailable, SubjectError) as error:
-        return str(error)
-    except Exception as error:  # a library may fail to load in any way
-        return f"can't be loaded: {type(error).__name__}: {error}"
+def _load(name: str) -> Sanitized:
+    """Return a subject that is ready to run."""
+    (subject,) = find([name])
+    return Sanitized(subject)
 
 
 def _end_alone(channel: socket.socket) -> None:

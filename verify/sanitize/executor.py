@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moeproof.strategies.case import Case
+from moeproof.verify.channel import DeadError
 from moeproof.verify.child import START_SECONDS, HarnessError
 from moeproof.verify.execute import Outcome
-from moeproof.verify.process import DeadError
 from moeproof.verify.subject import Subject, Unavailable
 from moeproof.verify.violation import Violation
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moeproof.verify.process import TAIL, DeadError, describe_exit
+from moeproof.verify.channel import Channel, DeadError, describe_exit, end_group, start, tail
 
 from . import tools
 from .reports import Log, Report, read_log
@@ -55,8 +53,7 @@ class SanitizedProcess:
         self.loaded: dict[str, str] = {}
         self.taken = 0
         self._read = 0
-        self._pending = b""
-        self._channel: socket.socket | None = None
+        self._channel: Channel | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="moeproof-sanitize-")
         folder = Path(self._folder.name)
         self._log = folder / "log.txt"
@@ -66,27 +63,17 @@ class SanitizedProcess:
             listener.bind(str(folder / "socket"))
             listener.listen(1)
             try:
-                self._process = self._start(tools.command(program, tool, self._log, target))
+                command = tools.command(program, tool, self._log, target)
+                self._process = start(command, self._output, variables=tools.environment())
             except OSError as error:
                 self._output.close()
                 self._folder.cleanup()
                 raise DeadError(str(error)) from None
             try:
-                self._channel = self._accept(listener, time.monotonic() + seconds)
+                self._channel = Channel(self._accept(listener, time.monotonic() + seconds))
             except BaseException:
                 self.kill()
                 raise
-
-    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        path = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            env=os.environ | tools.environment() | path,
-            start_new_session=True,
-        )
 
     def _accept(self, listener: socket.socket, deadline: float) -> socket.socket:
         listener.settimeout(0.2)
@@ -111,18 +98,10 @@ class SanitizedProcess:
         assert self._channel is not None
         deadline = time.monotonic() + seconds
         try:
-            self._channel.settimeout(seconds)
-            self._channel.sendall(json.dumps(request).encode() + b"\n")
-            while b"\n" not in self._pending:
-                self._channel.settimeout(max(0.01, deadline - time.monotonic()))
-                data = self._channel.recv(1 << 16)
-                if not data:
-                    raise DeadError(self.last_words())
-                self._pending += data
-        except (BrokenPipeError, ConnectionResetError):
+            self._channel.send(json.dumps(request), seconds)
+            return self._channel.receive(deadline)
+        except DeadError:
             raise DeadError(self.last_words()) from None
-        line, _, self._pending = self._pending.partition(b"\n")
-        return dict(json.loads(line))
 
     def reports(self) -> list[Report]:
         """Return the reports that were printed since the last call, once no more come."""
@@ -139,9 +118,7 @@ class SanitizedProcess:
     def finish(self) -> list[str]:
         """Let the process end by itself and return what speaks against taking its silence for a pass."""
         assert self._channel is not None
-        # If it is gone already, its log says how.
-        with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_RDWR)
+        self._channel.hang_up()
         try:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -157,18 +134,12 @@ class SanitizedProcess:
             ending = describe_exit(self._process.wait(5))
         except subprocess.TimeoutExpired:
             ending = "it hung up"
-        self._output.seek(0)
-        said = self._output.read().decode(errors="replace").strip()[-TAIL:]
         faults = read_log(self._text()).faults
-        return "\n".join(part for part in (ending, *faults, said) if part)
+        return "\n".join(part for part in (ending, *faults, tail(self._output)) if part)
 
     def kill(self) -> None:
         """End the process and all of its group, and drop its files."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        # A process that is stuck in a driver call does not die at once; there is nothing to wait for.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
+        end_group(self._process)
         if self._channel is not None:
             self._channel.close()
         self._output.close()
