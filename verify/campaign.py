@@ -27,9 +27,11 @@ from .events import Event, Sink
 from .execute import pick_device
 from .explore import beyond, derived, explore, inside
 from .extras import complete, sampled
-from .finding import artefacts, reduce_to_finding, version_of
+from .finding import Finding, artefacts, reduce_to_finding, version_of
 from .perturb import missing
+from .reduce.cost import cost
 from .subject import Subject, Unavailable, find
+from .unfinished import attributed
 from .violation import Violation
 
 CHUNK = 60
@@ -60,6 +62,8 @@ class State:
     failures: Counter[str] = field(default_factory=Counter)
     reductions: Counter[str] = field(default_factory=Counter)
     out: str = ""
+    held: dict[str, tuple[Finding, Path]] = field(default_factory=dict)
+    """By class of failure, what was cut short and has no name yet, and its case's file."""
     pending: deque[tuple[Case, bool]] = field(default_factory=deque)
 
 
@@ -91,11 +95,16 @@ class Campaign:
     def run(self) -> None:
         """Run until time or cases are used up; Ctrl-C ends it with everything kept."""
         try:
-            self._prepare()
-            self._recover()
-            self._replay()
-            self._begin, self._reduced_before = time.monotonic(), self.reducing
-            self._fuzz()
+            try:
+                self._prepare()
+                self._recover()
+                self._replay()
+                self._begin, self._reduced_before = time.monotonic(), self.reducing
+                self._fuzz()
+                for state in self.states:  # another worker may have kept the same by now
+                    self._compare_held(state)
+            finally:
+                self._name_held()
         finally:
             self._progress(force=True)
             for child in self._children.values():
@@ -323,21 +332,76 @@ class Campaign:
             text = f"{state.subject.name}: {violation.check} seen once, not again in {finding.runs} runs: {raw}"
             self._emit("note", text=text)
             return
-        folder = self.config.out / "findings"
-        known = (folder / finding.identity / "finding.json").exists()
-        if known:
+        if finding.complete or refusal:
+            self._keep(finding)
+            self._compare_held(state)
+        else:
+            self._cut_short(state, key, finding)
+        if all(raw != kept for _, kept in state.held.values()):
+            raw.unlink(missing_ok=True)
+
+    def _cut_short(self, state: State, key: str, finding: Finding) -> None:
+        """Find out which kept finding it is; hold it back once if it is none, since the next may be reduced further."""
+        if self._is_kept(state, finding):
+            return
+        if key in state.held:
+            self._keep(min(finding, state.held[key][0], key=lambda f: cost(f.case)))
+            self._release(state, key)
+        elif (self.config.out / "findings" / finding.identity).exists():
+            self._keep(finding)
+        else:
+            # Until it has a name, this is what survives a kill.
+            name = f"raw-{derived(finding.case.dumps()):x}"
+            state.held[key] = (finding, corpus.keep(self.config.out / "corpus", name, finding.case))
+
+    def _compare_held(self, state: State) -> None:
+        """Report what is held back as the kept finding that it turns out to be."""
+        for key, (finding, _) in list(state.held.items()):
+            if self._is_kept(state, finding):
+                self._release(state, key)
+
+    def _is_kept(self, state: State, finding: Finding) -> bool:
+        """Say whether a finding that was cut short is one that is kept, and report that one then."""
+        begin = time.monotonic()
+        known = attributed(finding, self.config.out / "findings", state.executor, self.config.reduce_seconds)
+        self.reducing += time.monotonic() - begin
+        if known is not None:
+            self._say_known(known)
+        return known is not None
+
+    def _name_held(self) -> None:
+        """Report what is held back, under a name of its own."""
+        for state in self.states:
+            for key, (finding, _) in list(state.held.items()):
+                self._keep(finding)
+                self._release(state, key)
+
+    def _release(self, state: State, key: str) -> None:
+        if key in state.held:
+            _, raw = state.held.pop(key)
+            raw.unlink(missing_ok=True)
+
+    def _keep(self, finding: Finding) -> None:
+        """Write a finding, unless it is kept already, and report it."""
+        place = self.config.out / "findings" / finding.identity
+        if (place / "finding.json").exists():
             if finding.identity not in self.findings:
                 self.findings.add(finding.identity)
-                place = folder / finding.identity
                 self._emit("known", **finding.summary(), **artefacts(place), folder=str(place))
-            raw.unlink(missing_ok=True)
             return
-        place = finding.write(folder)
-        if not refusal:
+        finding.write(place.parent)
+        if not finding.refusal:
             corpus.keep(self.config.out / "corpus", finding.identity, finding.case)
-        raw.unlink(missing_ok=True)
         self.findings.add(finding.identity)
         self._emit("finding", **finding.summary(), **artefacts(place), folder=str(place))
+
+    def _say_known(self, identity: str) -> None:
+        """Report a kept finding as seen, with what is kept of it."""
+        if identity not in self.findings:
+            self.findings.add(identity)
+            place = self.config.out / "findings" / identity
+            summary = json.loads((place / "finding.json").read_text(encoding="utf-8"))
+            self._emit("known", **summary, **artefacts(place), folder=str(place))
 
     # -- events --------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ from .repro import render_markdown, render_script
 from .subject import Subject, Unavailable
 from .violation import CHECKS, SANITIZERS, SEVERITY, VARIANCES, Violation
 
+CUT_SHORT = "reduction cut short"
+"""Stands for the traits of a case that was not reduced to the end."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -153,7 +156,7 @@ def make_finding(
     if refusal:
         case = replace(case, note=why_outside(case, subject.domain) or case.note)
     return Finding(
-        identity(subject, case, reduced.violation, refusal=refusal),
+        identity(subject, case, reduced.violation, refusal=refusal, complete=reduced.complete),
         subject,
         version_of(subject),
         case,
@@ -195,10 +198,15 @@ def reduce_to_finding(
     return make_finding(executor.subject, reduced, refusal=refusal, device=executor.device, actual=actual)
 
 
-def identity(subject: Subject, case: Case, violation: Violation, *, refusal: bool) -> str:
-    """Return what tells one defect from another: subject, check, and what reduction could not make plain."""
-    # Of a case that must be refused, only the argument that is wrong counts.
-    found = {wrong_argument(case, subject.domain)} if refusal else features(case)
+def identity(subject: Subject, case: Case, violation: Violation, *, refusal: bool, complete: bool = True) -> str:
+    """Return what tells one defect from another: subject, check, and what reduction could not make plain.
+
+    What a reduction that was cut short has left tells nothing: all such cases of a subject and check share a name.
+    """
+    if refusal:  # only the argument that is wrong counts
+        found = {wrong_argument(case, subject.domain)}
+    else:
+        found = features(case) if complete else {CUT_SHORT}
     traits = [subject.name, violation.check, *sorted(found)]
     return hashlib.sha256("\n".join(traits).encode()).hexdigest()[:10]
 

@@ -87,7 +87,8 @@ class Checker:
             if entry.check in SANITIZERS:
                 there, instead = self._sanitize(entry, subject, case, runs)
             else:
-                now = identity(subject, case, Violation(entry.check, ""), refusal=refusal)
+                complete = bool(summary.get("complete", True))
+                now = identity(subject, case, Violation(entry.check, ""), refusal=refusal, complete=complete)
                 if now != entry.identity:
                     return Status.PROBLEM, f"a run would report it as {now}: list that identity"
                 there, instead = self._run(entry, subject, case, runs, refusal=refusal)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from moeproof.verify.coverage import Coverage
 from moeproof.verify.events import Event, Sink
 from moeproof.verify.explore import derived
 from moeproof.verify.extras import EXTRAS
-from moeproof.verify.finding import artefacts, identity
+from moeproof.verify.finding import Finding, identity
 from moeproof.verify.subject import Subject
 from moeproof.verify.violation import Violation
 
@@ -179,16 +178,18 @@ class SliceCampaign(Campaign):
         if self._replaying and self._known(state, case, violation, refusal):
             return
         limit = min(self.config.reduce_seconds, self._work.deadline + GRACE - time.time())
-        before = set(self.findings)
         given, self.config = self.config, replace(self.config, reduce_seconds=max(0.1, limit))
         try:
             super()._failed(state, case, violation, refusal)
         finally:
             self.config = given
-        for name in self.findings - before:
-            path = self.config.out / "findings" / name / "case.json"
-            if not refusal and path.exists():
-                save_case(self._examples, Case.loads(path.read_text(encoding="utf-8")))
+
+    def _keep(self, finding: Finding) -> None:
+        first = finding.identity not in self.findings
+        super()._keep(finding)
+        path = self.config.out / "findings" / finding.identity / "case.json"
+        if first and not finding.refusal and path.exists():
+            save_case(self._examples, Case.loads(path.read_text(encoding="utf-8")))
 
     def _known(self, state: State, case: Case, violation: Violation, refusal: bool) -> bool:
         """Recognise a kept case that fails as it did when it was reduced, and spend no time on it again."""
@@ -197,10 +198,7 @@ class SliceCampaign(Campaign):
         if not (place / "finding.json").exists():
             return False
         state.failures[violation.check] += 1
-        if name not in self.findings:
-            self.findings.add(name)
-            summary = json.loads((place / "finding.json").read_text(encoding="utf-8"))
-            self._emit("known", **summary, **artefacts(place), folder=str(place))
+        self._say_known(name)
         return True
 
 

@@ -1,0 +1,106 @@
+"""Which kept finding a case belongs to whose reduction was cut short.
+
+A case that could not be reduced to the end bears traits that have nothing to do with its defect, and two such cases of
+one defect bear different ones: they say nothing about which defect it is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moeproof.strategies.case import Case
+
+from . import corpus
+from .child import CaseRunner
+from .finding import Finding, features
+from .reduce.probe import OutOfTime, Probe
+from .subject import Unavailable
+
+SIZES = {"few": 0, "some": 1, "many": 2}
+
+
+def attributed(finding: Finding, folder: Path, executor: CaseRunner, seconds: float) -> str | None:
+    """Return the identity of the kept finding that reducing a case to the end would have led to.
+
+    That is one of the same subject and check that was reduced to the end, has no trait that the case lacks, and
+    happens still.
+
+    Parameters
+    ----------
+    finding : Finding
+        What was cut short.
+    folder : Path
+        Folder of kept findings.
+    executor : CaseRunner
+        Runs the kept cases again.
+    seconds : float
+        Time limit of that. A kept case that there is no time for counts as one that still fails.
+
+    Returns
+    -------
+    str, optional
+        None if no kept finding is the same.
+    """
+    probe = Probe(executor, finding.violation.check, time.monotonic() + seconds, extras=finding.violation.extras)
+    for summary, case in _kept(finding, folder):
+        if not leads_to(finding.case, case):
+            continue
+        probe.set_rate(int(summary["failed"]), max(1, int(summary["runs"])))
+        try:
+            if probe.fails(case) is None:
+                continue
+        except (OutOfTime, Unavailable):
+            pass
+        return str(summary["identity"])
+    return None
+
+
+def _kept(finding: Finding, folder: Path) -> Iterator[tuple[dict[str, Any], Case]]:
+    """Yield the kept findings of a finding's subject and check that were reduced to the end."""
+    same = {
+        "subject": finding.subject.name,
+        "check": finding.violation.check,
+        "outside_domain": finding.refusal,
+        "complete": True,
+    }
+    for file in sorted(folder.glob("*/finding.json")):
+        try:
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            if {name: summary.get(name) for name in same} == same:
+                yield summary, corpus.read_case(file.with_name("case.json"))
+        except (OSError, ValueError):  # another process may be writing it, or have removed it
+            continue
+
+
+def leads_to(case: Case, least: Case) -> bool:
+    """Say whether reduction, which only takes traits away, could lead from a case to another.
+
+    Parameters
+    ----------
+    case : Case
+        Where it was cut short.
+    least : Case
+        The other one.
+    """
+    have = {_without_number(trait) for trait in features(case)}
+    sizes = {name: SIZES[size] for name, _, size in (t.partition("~") for t in have) if size}
+    # What a recipe holds shows only once it is spelled out.
+    unspelled = {name for name, spec in case.tensors.items() if spec.rows is None}
+    for trait in map(_without_number, features(least)):
+        name, is_size, size = trait.partition("~")
+        if is_size:
+            if SIZES[size] > sizes[name]:
+                return False
+        elif trait not in have and trait.partition(":")[0] not in unspelled:
+            return False
+    return True
+
+
+def _without_number(trait: str) -> str:
+    """Return a trait without its value if that is a number: reduction makes it smaller."""
+    name, _, value = trait.partition("=")
+    return name if value.isdecimal() else trait
