@@ -303,7 +303,7 @@ def test_a_child_that_still_owes_an_answer_is_not_kept(tmp_path: Path, monkeypat
     with pytest.raises(RuntimeError, match="odd"):
         slices.run_slice(
             work, lambda event: None, out=tmp_path, corpus=(), seed=1, children=children,
-            memory=slices.Memory(), examples=chain(tmp_path, Examples(), print),
+            memory=slices.Memory(), examples=chain(tmp_path, Examples(), print), store=Store(tmp_path / "state.sqlite"),
         )  # fmt: skip
     assert children.families == ()
 
@@ -378,7 +378,7 @@ def test_a_lane_s_own_tests_run_with_the_run_s_databases_and_findings(
     store = Store(state_file(out))
     run = store.open_run(60.0, seed=1)
     unit = Unit("mine", str(path), "tests:test_mine.py", "", checks=("tests",))
-    store.prepare(run.id, {"devices": [], "corpus": [], "examples": {}}, [unit], 600.0)
+    store.prepare(run.id, {"devices": [], "corpus": [], "examples": {}}, [unit], 600.0, replay_seconds=30.0)
     store.restart(run.id)
     work = store.take(store.join("gw0", 1, []).id)
     assert work is not None

@@ -87,7 +87,7 @@ def store(tmp_path: Path) -> Store:
 
 def begun(store: Store, *units: Unit, seconds: float = 600.0) -> int:
     run = store.open_run(seconds, seed=7)
-    store.prepare(run.id, PLAN, units, seconds)
+    store.prepare(run.id, PLAN, units, seconds, replay_seconds=30.0)
     store.restart(run.id)
     return run.id
 
@@ -105,7 +105,7 @@ def test_the_corpus_comes_first_once_for_each_subject(store: Store) -> None:
         store.done(work.id, 10.0, 5)
     assert kinds[:2] == [("corpus", "x:op"), ("corpus", "y:op")]
     assert {kind for kind, _ in kinds[2:]} == {"fuzz"}
-    store.prepare(run, PLAN, units, 600.0)  # after a reboot it is not replayed again
+    store.prepare(run, PLAN, units, 600.0, replay_seconds=30.0)  # after a reboot it is not replayed again
     work = store.take(worker.id)
     assert work is not None
     assert work.kind == "fuzz"
@@ -169,7 +169,7 @@ def test_a_run_that_was_cut_short_goes_on_with_what_is_left(store: Store, tmp_pa
     found = again.unfinished()
     assert found is not None
     assert (found.id, found.spent, found.seed) == (run, 590.0, 7)
-    again.prepare(run, PLAN, [unit("a")], 600.0)
+    again.prepare(run, PLAN, [unit("a")], 600.0, replay_seconds=30.0)
     again.restart(run)
     assert again.workers(run) == []
     next_work = again.take(again.join("gw0", 2, []).id)
@@ -196,7 +196,7 @@ def test_a_subject_that_is_absent_is_left_out_until_the_run_starts_again(store: 
         names.add(work.unit.name)
         store.done(work.id, 10.0, 1)
     assert names == {"here:op"}
-    store.prepare(run, PLAN, units, 600.0)
+    store.prepare(run, PLAN, units, 600.0, replay_seconds=30.0)
     work = store.take(worker.id)
     assert work is not None
     assert work.unit.name == "gone:op"

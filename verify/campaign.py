@@ -67,6 +67,11 @@ class State:
     pending: deque[tuple[Case, bool]] = field(default_factory=deque)
 
 
+def fits(entry: corpus.Entry, state: State) -> bool:
+    """Say whether a kept case is one for a subject."""
+    return entry.case.op == state.subject.op and why_outside(entry.case, state.subject.domain) is None
+
+
 class Campaign:
     """One run of fuzzing in one process.
 
@@ -176,14 +181,17 @@ class Campaign:
         return derived(path.name) % self.config.workers == self.index
 
     def _replay(self) -> None:
+        for entry, state in itertools.product(self._kept_cases(), self.states):
+            if fits(entry, state):
+                self._case(state, entry.case, extras=complete(perturb=self.config.perturb))
+
+    def _kept_cases(self) -> list[corpus.Entry]:
+        """Return this worker's share of the corpus."""
         folders = [corpus.SHIPPED, self.config.out / "corpus", *self.config.corpus]
         entries, problems = corpus.load(folders)
         for problem in problems:
             self._emit("note", text=f"corpus: {problem}")
-        share = [entry for entry in entries if self._mine(entry.path)]
-        for entry, state in itertools.product(share, self.states):
-            if entry.case.op == state.subject.op and why_outside(entry.case, state.subject.domain) is None:
-                self._case(state, entry.case, extras=complete(perturb=self.config.perturb))
+        return [entry for entry in entries if self._mine(entry.path)]
 
     # -- fuzzing -------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,9 @@ TURNS = 3
 """A short run still gives each unit so many slices, if it can."""
 LEAST_SECONDS = 2.0
 """Of a slice, however short the run."""
+REPLAY_SHARE = 0.25
+"""Part of a run's time that replays of kept cases may take: they find what has come back, only fuzzing what is new.
+What is left over comes first in the next run."""
 PER_GPU = 4
 """Most workers that one GPU gets by default: drawing and judging cases takes more time than the kernels."""
 
@@ -36,6 +39,12 @@ def default_workers(gpus: int, per_gpu: int | None) -> int:
     if not gpus:
         return max(1, cores // 2)
     return gpus * (per_gpu or max(1, min(PER_GPU, cores // (2 * gpus))))
+
+
+def replay_seconds(units: Sequence[Unit], seconds: float, workers: int) -> float:
+    """Return how long the replay of kept cases on one subject of one lane may take, in a run of some workers."""
+    replays = {(u.lane, u.name) for u in units if u.op and "corpus" in u.checks}
+    return max(LEAST_SECONDS, REPLAY_SHARE * seconds * workers / max(1, len(replays)))
 
 
 def make_units(lanes: Lanes, chosen: Sequence[Lane], seconds: float, workers: int) -> list[Unit]:

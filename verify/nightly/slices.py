@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -11,22 +12,24 @@ from typing import Any
 from hypothesis.database import ExampleDatabase
 
 from moeproof.strategies.case import Case
-from moeproof.verify.campaign import CHUNK, Campaign, State
+from moeproof.verify.campaign import CHUNK, Campaign, State, fits
 from moeproof.verify.child import Child, Executor, Isolated
 from moeproof.verify.config import Config
 from moeproof.verify.coverage import Coverage
 from moeproof.verify.events import Event, Sink
 from moeproof.verify.explore import derived
-from moeproof.verify.extras import EXTRAS
+from moeproof.verify.extras import EXTRAS, complete
 from moeproof.verify.finding import Finding, identity
 from moeproof.verify.subject import Subject
 from moeproof.verify.violation import Violation
 
 from .examples import save_case, stored_cases
-from .store import Slice
+from .store import Slice, Store
 
 FAMILIES = 6
 """Child processes that a worker keeps: each holds a CUDA context, half a gigabyte of its GPU's memory."""
+EXAMPLES_SHARE = 0.5
+"""Part of a slice's length that cases may take which other workers and machines have stored."""
 GRACE = 30.0
 """Seconds that reductions may take when the run's time is up."""
 
@@ -113,6 +116,8 @@ class SliceCampaign(Campaign):
         The worker's memory.
     examples : ExampleDatabase
         Where failing cases are shared.
+    store : Store
+        Remembers which kept cases were replayed when.
     """
 
     def __init__(
@@ -123,12 +128,14 @@ class SliceCampaign(Campaign):
         children: Children,
         memory: Memory,
         examples: ExampleDatabase,
+        store: Store,
     ) -> None:
         super().__init__(config, sink)
         self._work = work
         self._pool = children
         self._memory = memory
         self._examples = examples
+        self._store = store
         self._replaying = False
 
     def _executor(self, subject: Subject) -> Executor:
@@ -142,15 +149,31 @@ class SliceCampaign(Campaign):
 
     def _replay(self) -> None:
         self._replaying = True
-        if self._work.kind == "corpus":
-            super()._replay()
         for state in self.states:
+            if self._work.kind == "corpus":
+                self._replay_kept(state, time.monotonic() + self._work.seconds)
+            # What is not tried now is in the next slice.
+            end = time.monotonic() + EXAMPLES_SHARE * self._work.seconds
             tried = self._memory.tried.setdefault(state.subject.name, set())
             for case in stored_cases(self._examples, state.subject.op):
-                if case.dumps() not in tried and not self._late():
+                if case.dumps() not in tried and not self._late() and time.monotonic() < end:
                     tried.add(case.dumps())
                     self._case(state, case, extras=tuple(EXTRAS))
         self._replaying = False
+
+    def _replay_kept(self, state: State, end: float) -> None:
+        """Replay kept cases until a time, those first whose last replay is longest ago; note what was done."""
+        last = self._store.replayed(state.subject.name)
+        left = [(digest(e.case), e.case) for e in self._kept_cases() if fits(e, state)]
+        left.sort(key=lambda kept: last.get(kept[0], 0.0))
+        done = []
+        try:
+            while left and not state.out and not self._late() and time.monotonic() < end:
+                name, case = left.pop(0)
+                self._case(state, case, extras=complete(perturb=self.config.perturb))
+                done.append(name)
+        finally:
+            self._store.note_replays(self._work.unit, done, len(left))
 
     def _case(self, state: State, case: Case, *, extras: tuple[str, ...], refusal: bool = False) -> None:
         if not self._late():
@@ -200,6 +223,11 @@ class SliceCampaign(Campaign):
         state.failures[violation.check] += 1
         self._say_known(name)
         return True
+
+
+def digest(case: Case) -> str:
+    """Return a name for a case by what it holds."""
+    return hashlib.sha256(case.dumps().encode()).hexdigest()[:16]
 
 
 class Reporter:
@@ -295,6 +323,7 @@ def run_slice(
     children: Children,
     memory: Memory,
     examples: ExampleDatabase,
+    store: Store,
 ) -> None:
     """Run a slice; its events go to `sink`."""
     unit = work.unit
@@ -310,7 +339,7 @@ def run_slice(
         case_seconds=unit.case_seconds,
         reduce_seconds=unit.reduce_seconds,
     )
-    campaign = SliceCampaign(config, sink, work, children, memory, examples)
+    campaign = SliceCampaign(config, sink, work, children, memory, examples, store)
     try:
         campaign.run()
     finally:

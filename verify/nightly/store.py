@@ -25,6 +25,8 @@ MIN_SECONDS = 1.0
 """Shorter slices are not worth starting."""
 LATELY = 14
 """Runs whose findings still count when time is spread."""
+REMEMBERED = 180 * 86400.0
+"""How long a replay is remembered, in seconds: a case that has left the corpus is forgotten at last."""
 BUSY_SECONDS = 60.0
 
 _SCHEMA = """
@@ -40,6 +42,8 @@ CREATE TABLE IF NOT EXISTS worker (
   id INTEGER PRIMARY KEY, run INTEGER NOT NULL, name TEXT NOT NULL, pid INTEGER NOT NULL, slot INTEGER NOT NULL,
   device TEXT NOT NULL, seen REAL NOT NULL, up INTEGER NOT NULL DEFAULT 1);
 CREATE TABLE IF NOT EXISTS absent (run INTEGER, name TEXT, reason TEXT, PRIMARY KEY (run, name));
+CREATE TABLE IF NOT EXISTS replay (subject TEXT, entry TEXT, seen REAL NOT NULL, PRIMARY KEY (subject, entry));
+CREATE TABLE IF NOT EXISTS unreplayed (run INTEGER, unit TEXT, count INTEGER NOT NULL, PRIMARY KEY (run, unit));
 CREATE TABLE IF NOT EXISTS defect (
   identity TEXT PRIMARY KEY, run INTEGER NOT NULL, subject TEXT NOT NULL, seen REAL NOT NULL,
   reported INTEGER NOT NULL DEFAULT 0);
@@ -71,7 +75,7 @@ class Slice:
     unit : Unit
         What it is spent on.
     seconds : float
-        Its length, of a ``corpus`` slice 0: that takes what it takes.
+        Its length, of a ``corpus`` slice at most.
     deadline : float
         The run's end, in seconds since the epoch.
     cases : int, optional
@@ -151,7 +155,9 @@ class Store:
         assert run is not None
         return run
 
-    def prepare(self, run: int, plan: dict[str, Any], units: Collection[Unit], seconds: float) -> None:
+    def prepare(
+        self, run: int, plan: dict[str, Any], units: Collection[Unit], seconds: float, *, replay_seconds: float
+    ) -> None:
         """Start or go on: write down what workers need to know.
 
         Parameters
@@ -164,6 +170,8 @@ class Store:
             What may run; those that were absent before are tried again.
         seconds : float
             The run's whole time.
+        replay_seconds : float
+            Most that one replay of the corpus takes.
         """
         with self._change() as db:
             text = json.dumps(plan | {"units": [u.to_json() for u in units]})
@@ -177,8 +185,8 @@ class Store:
             for unit in reversed(list(first.values())):
                 if unit.key not in known:
                     db.execute(
-                        "INSERT INTO slice (run, kind, unit, seconds, state) VALUES (?, 'corpus', ?, 0, 'waiting')",
-                        (run, unit.key),
+                        "INSERT INTO slice (run, kind, unit, seconds, state) VALUES (?, 'corpus', ?, ?, 'waiting')",
+                        (run, unit.key, replay_seconds),
                     )
 
     def plan(self) -> dict[str, Any]:
@@ -214,7 +222,9 @@ class Store:
         with self._change() as db:
             db.execute("UPDATE run SET finished = ? WHERE id = ?", (time.time(), run))
             db.execute("UPDATE defect SET reported = 1")
-            db.execute("DELETE FROM slice WHERE run <= ?", (run - LATELY,))
+            for table in ("slice", "unreplayed"):
+                db.execute(f"DELETE FROM {table} WHERE run <= ?", (run - LATELY,))
+            db.execute("DELETE FROM replay WHERE seen < ?", (time.time() - REMEMBERED,))
 
     # -- slices --------------------------------------------------------------------------------------------------
 
@@ -322,6 +332,30 @@ class Store:
     def slices(self, run: int) -> list[dict[str, Any]]:
         """Return a run's slices, for its report."""
         return [dict(row) for row in self._db.execute("SELECT * FROM slice WHERE run = ? ORDER BY id", (run,))]
+
+    # -- replays of the corpus -----------------------------------------------------------------------------------
+
+    def replayed(self, subject: str) -> dict[str, float]:
+        """Return when each kept case was last replayed on a subject."""
+        rows = self._db.execute("SELECT entry, seen FROM replay WHERE subject = ?", (subject,))
+        return {row["entry"]: row["seen"] for row in rows}
+
+    def note_replays(self, unit: Unit, entries: Collection[str], left: int) -> None:
+        """Note which kept cases were replayed on a unit's subject, and how many there was no time for."""
+        run, now = self.plan()["run"], time.time()
+        with self._change() as db:
+            rows = [(unit.name, entry, now) for entry in entries]
+            db.executemany("INSERT OR REPLACE INTO replay VALUES (?, ?, ?)", rows)
+            db.execute("INSERT OR REPLACE INTO unreplayed VALUES (?, ?, ?)", (run, unit.key, left))
+
+    def unreplayed(self, run: int) -> dict[str, int]:
+        """Return how many kept cases were left by unit, where there were any; 0 where no replay has begun."""
+        absent = {row["name"] for row in self._db.execute("SELECT name FROM absent WHERE run = ?", (run,))}
+        able = {unit.key for unit in _units(self.plan()) if unit.name not in absent}
+        waiting = "SELECT unit FROM slice WHERE run = ? AND kind = 'corpus' AND state = 'waiting' ORDER BY id"
+        left = {row["unit"]: 0 for row in self._db.execute(waiting, (run,)) if row["unit"] in able}
+        rows = self._db.execute("SELECT unit, count FROM unreplayed WHERE run = ? AND count > 0 ORDER BY unit", (run,))
+        return left | {row["unit"]: row["count"] for row in rows}
 
     # -- workers -------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from moeproof.verify.lanes.schema import Lane, Lanes
 from moeproof.verify.ledger import Ledger
 
 from .layout import ITEMS_VARIABLE, OUT_VARIABLE, REDIS_VARIABLE, run_folder, state_file, worker_events
-from .plan import make_units
+from .plan import make_units, replay_seconds
 from .slices import GRACE
 from .store import Run, Store
 from .stream import Stream
@@ -161,10 +161,13 @@ class Night:
             "corpus": [str(folder.resolve()) for folder in request.lanes.corpus],
             "examples": {"github": shared.github, "artifact": shared.artifact},
         }
-        self.store.prepare(self.run.id, plan, self.units, request.seconds)
+        replay = replay_seconds(self.units, request.seconds, request.workers)
+        self.store.prepare(self.run.id, plan, self.units, request.seconds, replay_seconds=replay)
 
     def end(self, outcome: dict[str, object]) -> None:
-        """Say that the run is over, or interrupted for now."""
+        """Say what was left of the kept cases, and that the run is over, or interrupted for now."""
+        if not self.summary.interrupted and (text := self._left_over()):
+            self.stream.say(Event("note", {"text": text}))
         event = Event("end", {"interrupted": self.summary.interrupted, **outcome}, run=self.run.name)
         if self.summary.interrupted:  # not for the workers' files: the run is to go on
             for sink in self._sinks:
@@ -267,6 +270,14 @@ class Night:
             self.run = self.store.tick(self.run.id, now - self._ticked)
             self._ticked = now
         return self.request.seconds - self.run.spent - (now - self._ticked)
+
+    def _left_over(self) -> str:
+        """Return what there was no time to replay, in words; empty if nothing."""
+        left, names = self.store.unreplayed(self.run.id), {unit.key: unit.name for unit in self.units}
+        some = [f"{count or 'all'} on {names[key]}" for key, count in left.items() if key in names]
+        if not some:
+            return ""
+        return f"kept cases that there was no time to replay, which come first in the next run: {', '.join(some)}"
 
     def _done(self) -> int:
         return sum(row["state"] == "done" for row in self.store.slices(self.run.id))

@@ -84,6 +84,7 @@ class Work:
                     children=self._children,
                     memory=self._memory,
                     examples=self._examples,
+                    store=self._store,
                 )
         except OSError as error:  # the disk, most likely: no other slice would fare better
             self._fault(work, str(error))
