@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,13 +26,14 @@ from .history.command import app as history_app
 from .lanes.command import lanes
 from .ledger.command import LedgerOption
 from .ledger.command import app as ledger_app
+from .messages import USAGE, usage, warn
 from .mutate.command import mutate
 from .nightly.command import nightly
 from .report.command import report
 from .sanitize.command import sanitize
 from .subject import OUTPUTS, Subject, SubjectError, Unavailable, all_subjects, find, plugin_problems
 
-CLEAN, FINDINGS, USAGE = 0, 1, 2
+CLEAN, FINDINGS = 0, 1
 
 app = typer.Typer(
     name="moeproof",
@@ -44,7 +44,6 @@ app = typer.Typer(
 )
 # Names of subjects and folders may hold brackets: nothing that is printed is markup.
 _out = Console(soft_wrap=True, markup=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False)
 
 SubjectOption = Annotated[
     list[str] | None,
@@ -104,20 +103,20 @@ def fuzz(
     chosen = tuple(subject or _default_subjects())
     for name in op or ():
         if name not in OUTPUTS:
-            raise _usage(f"op is {name!r}; allowed: {', '.join(OUTPUTS)}")
+            raise usage(f"op is {name!r}; allowed: {', '.join(OUTPUTS)}")
     if preset is not None:
         from moeproof.strategies.presets import PRESETS
 
         names = [p.name for p in PRESETS]
         if preset not in names:
-            raise _usage(f"preset is {preset!r}; allowed: {', '.join(sorted(names))}")
+            raise usage(f"preset is {preset!r}; allowed: {', '.join(sorted(names))}")
     start = int.from_bytes(os.urandom(4), "big") if seed is None else seed
     if seconds is None and cases is None:
         seconds = 60.0
     try:
         ops = sorted({s.op for s in find(chosen)})
         if op and not set(op) & set(ops):
-            raise _usage(f"op is {', '.join(op)}; allowed for {', '.join(chosen)}: {', '.join(ops)}")
+            raise usage(f"op is {', '.join(op)}; allowed for {', '.join(chosen)}: {', '.join(ops)}")
         config = Config(
             subjects=chosen,
             ops=tuple(op or ()),
@@ -136,21 +135,20 @@ def fuzz(
         listed = read(ledger) if ledger is not None else None
         log = JsonLines(out / "events.jsonl")
     except (ConfigError, LedgerError, SubjectError) as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     except OSError as error:
-        raise _usage(f"out is {str(out)!r}, which can't be written: {error}; allowed: a writable folder") from error
+        raise usage(f"out is {str(out)!r}, which can't be written: {error}; allowed: a writable folder") from error
     _out.print(f"moeproof {__version__}, seed {start}, subjects {', '.join(chosen)}")
     # A scheduler that ends a job sends SIGTERM first: what was found is to be in the summary then too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = LiveConsole(_out, seconds)
-    tell = partial(_err.print, style="yellow")
     try:
-        with sinks(history=where(history, out), spool=out, junit=junit, summary=summary_file, tell=tell) as further:
+        with sinks(history=where(history, out), spool=out, junit=junit, summary=summary_file, tell=warn) as further:
             summary = run(config, [console, log, *further], listed)
     except (ConfigError, HistoryError) as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     except OSError as error:
-        raise _usage(f"out is {str(out)!r}: {error}") from error
+        raise usage(f"out is {str(out)!r}: {error}") from error
     finally:
         console.close()
         log.close()
@@ -179,7 +177,7 @@ def list_subjects(
     try:
         found = find(pattern) if pattern else all_subjects()
     except SubjectError as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     if json_output:
         data = [{"name": s.name, "op": s.op, "device": s.device, "order": s.order, "bitwise": s.bitwise} for s in found]
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
@@ -238,10 +236,10 @@ def replay(
         candidates = [Path(path), out / "findings" / path]
         place = next((p for p in candidates if os.path.exists(p)), None)
         if place is None:
-            raise _usage(f"path is {path!r}; allowed: a finding id below {out / 'findings'}, a case file or a folder")
+            raise usage(f"path is {path!r}; allowed: a finding id below {out / 'findings'}, a case file or a folder")
         files += list(corpus.case_files([place]))
     if not files:
-        raise _usage(f"no case files below {', '.join(paths)}")
+        raise usage(f"no case files below {', '.join(paths)}")
     failed = ran = 0
     problems = 0
     try:
@@ -255,9 +253,9 @@ def replay(
             for line in result.lines:
                 _out.print(Text(f"        {line}"))
     except KeyboardInterrupt:
-        raise _usage(f"interrupted after {ran} replays, {failed} of them failed") from None
+        raise usage(f"interrupted after {ran} replays, {failed} of them failed") from None
     except (SubjectError, Unavailable) as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     _out.print(f"{ran} replayed, {failed} failed, {problems} could not be run")
     raise typer.Exit(FINDINGS if failed else USAGE if problems or not ran else CLEAN)
 
@@ -269,11 +267,6 @@ def _default_subjects() -> list[str]:
         # Not their variants, which are slower: with delays, and on the CPU.
         return [f"own:{op}" for op in OUTPUTS]
     return ["numpy", "torch", "numba", "own:*@simt"]
-
-
-def _usage(message: str) -> typer.Exit:
-    _err.print(Text.assemble(("error: ", "bold red"), message))
-    return typer.Exit(USAGE)
 
 
 def main() -> None:

@@ -85,9 +85,7 @@ class Runner:
     @property
     def device_name(self) -> str:
         """Where cases run, in words."""
-        if self.device.type != "cuda":
-            return self.device.type
-        return f"cuda: {torch.cuda.get_device_name(self.device)}"
+        return name_device(self.device)
 
     # Inference mode takes a third off the host's cost of a torch call, and is how serving engines run these kernels.
     @torch.inference_mode()
@@ -285,6 +283,11 @@ def is_cuda_failure(error: Exception, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return is_context_lost(device) or ("CUDA error" in str(error) and "invalid configuration" not in str(error))
+
+
+def name_device(device: torch.device) -> str:
+    """Return a device's type, of a GPU with its model."""
+    return device.type if device.type != "cuda" else f"cuda: {torch.cuda.get_device_name(device)}"
 
 
 def pick_device(subject: Subject) -> torch.device:

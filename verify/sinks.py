@@ -45,7 +45,7 @@ def sinks(
     """
     for name, path in (("junit", junit), ("summary", summary)):
         if path is not None:
-            _try(name, path)
+            try_file(name, path)
     with contextlib.ExitStack() as stack:
         found: list[Sink] = []
         if junit is not None:
@@ -62,8 +62,14 @@ def sinks(
         yield found
 
 
-def _try(name: str, path: Path) -> None:
-    """Find out before the run whether a file can be written."""
+def try_file(name: str, path: Path) -> None:
+    """Find out before the run whether a file can be written.
+
+    Raises
+    ------
+    ConfigError
+        It can't; says which argument named it.
+    """
     try:
         write_text(path, "")
     except OSError as error:

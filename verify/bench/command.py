@@ -10,18 +10,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from moeproof.verify.messages import usage, warn
+
 if TYPE_CHECKING:
     from moeproof.verify.subject import Subject
 
     from .results import Results, ShapeResult
     from .shapes import Shape
 
-CLEAN, WRONG_RESULT, USAGE = 0, 1, 2
+CLEAN, WRONG_RESULT = 0, 1
 MAX_CPU_SCORES = 1 << 18
 """Largest T·E of the suites' shapes that is measured on a CPU."""
 
 _out = Console(soft_wrap=True, markup=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False)
 
 
 def bench(
@@ -67,29 +68,29 @@ def bench(
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if place not in ("cuda", "cpu"):
-        raise _usage(f"device is {place!r}; allowed: cuda, cpu")
+        raise usage(f"device is {place!r}; allowed: cuda, cpu")
     if place == "cuda" and not torch.cuda.is_available():
-        raise _usage(f"device is 'cuda', and torch {torch.__version__} sees none; allowed here: cpu")
+        raise usage(f"device is 'cuda', and torch {torch.__version__} sees none; allowed here: cpu")
     if rounds < 1 or seconds <= 0:
-        raise _usage(f"rounds is {rounds} and seconds is {seconds}; allowed: at least 1, and more than 0")
+        raise usage(f"rounds is {rounds} and seconds is {seconds}; allowed: at least 1, and more than 0")
     try:
         if suite and shape:
-            raise _usage("both --suite and --shape are given; allowed: one of them")
+            raise usage("both --suite and --shape are given; allowed: one of them")
         shapes: list[Shape] = [s for text in shape for s in parse(text)] if shape else shapes_of(suite or [])
         old = None if compare is None else Results.loads(compare.read_text(encoding="utf-8"))
         chosen: list[Subject] = find(subject) if subject else default_subjects(place)
     except (ShapeError, SubjectError, ResultsError) as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise _usage(f"compare is {str(compare)!r}: {error}; allowed: a JSON file of moeproof bench") from error
+        raise usage(f"compare is {str(compare)!r}: {error}; allowed: a JSON file of moeproof bench") from error
     if skewed:
         shapes = [dataclasses.replace(s, skewed=s.op != "gate") for s in shapes]
     elsewhere = [s.name for s in chosen if not runs_on(s, place)]
     chosen = [s for s in chosen if runs_on(s, place)]
     if not chosen:
-        raise _usage(f"subject is {elsewhere[0]!r}, which runs on another device; allowed: one for {place}")
+        raise usage(f"subject is {elsewhere[0]!r}, which runs on another device; allowed: one for {place}")
     if elsewhere:
-        _err.print(f"left out, for they don't run on {place}: {', '.join(elsewhere)}")
+        warn(f"left out, for they don't run on {place}: {', '.join(elsewhere)}")
     ops = {s.op for s in chosen}
     shapes = [s for s in shapes if NAMES[s.op] in ops]
     if place == "cpu" and not shape:
@@ -97,7 +98,7 @@ def bench(
         _out.print(f"{len(shapes) - len(small)} shapes are too large for a CPU and left out; --shape measures any")
         shapes = small
     if not shapes:
-        raise _usage(f"no shape is of an op of the subjects; these are of {', '.join(sorted(ops))}")
+        raise usage(f"no shape is of an op of the subjects; these are of {', '.join(sorted(ops))}")
     _check_out(out)
     start = int.from_bytes(os.urandom(4), "big") if seed is None else seed
     _out.print(f"{len(shapes)} shapes, {len(chosen)} subjects, on {place}, seed {start}")
@@ -109,9 +110,9 @@ def bench(
         with Runner(chosen, Settings(place, rounds, start)) as runner:
             results = runner.run(shapes, seconds=seconds, each=show)
     except BenchError as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     except KeyboardInterrupt:
-        raise _usage("interrupted") from None
+        raise usage("interrupted") from None
     rows = compare_rows(results)
     _out.print()
     # A pipe is 80 wide for rich, and cells would be cut there.
@@ -131,7 +132,7 @@ def _check_out(out: Path | None) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _usage(f"out is {str(out)!r}: {error}; allowed: a writable folder") from error
+        raise usage(f"out is {str(out)!r}: {error}; allowed: a writable folder") from error
 
 
 def _write(results: Results, out: Path) -> None:
@@ -145,7 +146,7 @@ def _write(results: Results, out: Path) -> None:
     try:
         plots = plot(results, out)
     except PlotError as error:
-        _err.print(f"no plots: {error}")
+        warn(f"no plots: {error}")
     else:
         _out.print(f"written: {out / 'bench.json'}, {out / 'bench.md'}, {len(plots)} plots")
 
@@ -155,7 +156,7 @@ def _show_changes(results: Results, old: Results) -> None:
     from .report import interval
 
     if old.environment.get("device") != results.environment.get("device"):
-        _err.print(f"the older run is of another device: {old.environment.get('device')}")
+        warn(f"the older run is of another device: {old.environment.get('device')}")
     found = list(changes(results, old))
     _out.print(f"\nNew time over old, {len(found)} times in both runs; control: the floor, or a small torch operation:")
     for change in found:
@@ -163,8 +164,3 @@ def _show_changes(results: Results, old: Results) -> None:
         control = "" if change.control is None else f", control {interval(change.control)}"
         text = f"{change.label}  {change.subject}  {change.clock}  {interval(change.ratio)}{control}"
         _out.print(Text.assemble((f"{change.verdict:7}", colour), text))
-
-
-def _usage(message: str) -> typer.Exit:
-    _err.print(Text.assemble(("error: ", "bold red"), message))
-    return typer.Exit(USAGE)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
+
+from moeproof.verify.messages import usage
 
 if TYPE_CHECKING:
     from .explanation import Explanation
 
-USAGE = 2
 
 _out = Console(soft_wrap=True, markup=False, highlight=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False)
 
 
 def explain(
@@ -49,8 +48,7 @@ def explain(
     try:
         found = explain_query(query, find_device(device), compiled=compiled)
     except ValueError as error:
-        _err.print(Text.assemble(("error: ", "bold red"), str(error)))
-        raise typer.Exit(USAGE) from error
+        raise usage(str(error)) from error
     if json_output:
         sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
     else:

@@ -17,6 +17,7 @@ from moeproof import __version__
 from moeproof.verify.history.command import HistoryOption, where
 from moeproof.verify.lanes.command import DEFAULT
 from moeproof.verify.ledger.command import LedgerOption
+from moeproof.verify.messages import usage, warn
 
 if TYPE_CHECKING:
     from .git import Checkout
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 SECONDS = 600.0
 _out = Console(soft_wrap=True, markup=False, highlight=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 def gate(
@@ -64,7 +64,7 @@ def gate(
     from moeproof.verify.lanes.reader import LanesError, load_lanes, pick
     from moeproof.verify.lanes.schema import CHECKS
     from moeproof.verify.ledger import LedgerError, read
-    from moeproof.verify.sinks import sinks
+    from moeproof.verify.sinks import sinks, try_file
 
     from .git import GitError, checkout
     from .run import Gate, Request
@@ -72,7 +72,7 @@ def gate(
 
     for name in only or ():
         if name not in CHECKS:
-            raise _usage(f"only is {name!r}; allowed: {', '.join(CHECKS)}")
+            raise usage(f"only is {name!r}; allowed: {', '.join(CHECKS)}")
     files = {"summary": summary_file, "junit": junit, "sarif": sarif}
     # A scheduler that ends a job sends SIGTERM first: folders are removed, reports written then too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -101,18 +101,19 @@ def gate(
         hit = touched(found, declared, request.chosen, cuda=cuda)
         _show(found, hit)
         for name, path in files.items():
-            _try(name, path)
+            if path is not None:
+                try_file(name, path)
         log = JsonLines(out / "events.jsonl")
-        with sinks(history=where(history, out), spool=out, junit=None, summary=None, tell=_warn) as further:
+        with sinks(history=where(history, out), spool=out, junit=None, summary=None, tell=warn) as further:
             outcome = Gate(request, found, hit, [log, *further], listed, _tell).run()
         log.close()
         _write(outcome, out, files)
     except (ConfigError, GitError, HistoryError, LanesError, LedgerError, SelectionError) as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     except OSError as error:
-        raise _usage(f"out is {str(out)!r}: {error}; allowed: a writable folder") from error
+        raise usage(f"out is {str(out)!r}: {error}; allowed: a writable folder") from error
     except KeyboardInterrupt:
-        raise _usage("interrupted") from None
+        raise usage("interrupted") from None
     _print(outcome)
     raise typer.Exit(outcome.code)
 
@@ -123,7 +124,7 @@ def _percent(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0.1 <= value <= 1000:
-        raise _usage(f"threshold is {text!r}; allowed: percent from 0.1 to 1000, such as 3%")
+        raise usage(f"threshold is {text!r}; allowed: percent from 0.1 to 1000, such as 3%")
     return value
 
 
@@ -136,17 +137,7 @@ def _check_shapes(request: Request) -> None:
             try:
                 parse(text)
             except ShapeError as error:
-                raise _usage(f"lane {lane.name!r}: shapes: {error}") from error
-
-
-def _try(name: str, path: Path | None) -> None:
-    from moeproof.verify.files import write_text
-
-    try:
-        if path is not None:
-            write_text(path, "")
-    except OSError as error:
-        raise _usage(f"{name} is {str(path)!r}: {error}; allowed: a file in a writable folder") from error
+                raise usage(f"lane {lane.name!r}: shapes: {error}") from error
 
 
 def _show(found: Checkout, hit: list[Touched]) -> None:
@@ -188,13 +179,3 @@ def _print(outcome: Outcome) -> None:
 
 def _tell(text: str) -> None:
     _out.print(Text(text, style="dim"))
-
-
-def _warn(text: str) -> None:
-    _err.print(Text(text, style="yellow"))
-
-
-def _usage(message: str) -> typer.Exit:
-    for line in message.splitlines():
-        _err.print(Text.assemble(("error: ", "bold red"), line))
-    return typer.Exit(2)

@@ -17,16 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from moeproof.verify.messages import usage
+
 if TYPE_CHECKING:
     from .record import RunRecord
     from .store import History
 
-USAGE = 2
 FILE = "history.db"
 """Name of the SQLite file in a run's folder."""
 
 _out = Console(soft_wrap=True, markup=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False)
 
 HistoryOption = Annotated[
     str | None,
@@ -83,7 +83,7 @@ def show(
     if len(found) != 1:
         some = ", ".join(r.id[:12] for r in found[:5])
         detail = f"{len(found)} runs begin with it: {some}" if found else "no run begins with it"
-        raise _usage(f"run is {run!r}: {detail}; allowed: what `moeproof history list` names, or 'last'")
+        raise usage(f"run is {run!r}: {detail}; allowed: what `moeproof history list` names, or 'last'")
     if json_output:
         _print_json(_full(found[0]))
         return
@@ -102,7 +102,7 @@ def import_files(
     try:
         runs = [run for path in files for run in read_runs(path)]
     except RunFileError as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     with _opened(history, out, create=True) as database:
         for run in runs:
             added = database.add(run)
@@ -129,7 +129,7 @@ def _opened(history: str | None, out: Path, *, create: bool = False) -> Iterator
         finally:
             database.close()
     except HistoryError as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
 
 
 def _cells(run: RunRecord) -> list[str]:
@@ -192,8 +192,3 @@ def _when(seconds: float) -> str:
 
 def _print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
-
-
-def _usage(message: str) -> typer.Exit:
-    _err.print(Text.assemble(("error: ", "bold red"), message))
-    return typer.Exit(USAGE)

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from moeproof.verify.messages import usage
+
 DEFAULT = Path("ci/lanes.toml")
 
 
@@ -29,10 +31,7 @@ def lanes(
         found = load_lanes(file)
         subjects = {lane.name: [s.name for s in subjects_of(found, lane)] for lane in found.lanes}
     except (LanesError, SubjectError) as error:
-        console = Console(stderr=True, soft_wrap=True, markup=False)
-        for line in str(error).splitlines():
-            console.print(Text.assemble(("error: ", "bold red"), line))
-        raise typer.Exit(2) from error
+        raise usage(str(error)) from error
     if json_output:
         data = [{**asdict(lane), "subjects": subjects[lane.name]} for lane in found.lanes]
         sys.stdout.write(json.dumps({"lanes": data}, indent=2) + "\n")

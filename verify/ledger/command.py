@@ -10,18 +10,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from moeproof.verify.messages import usage
+
 LedgerOption = Annotated[
     Path | None, typer.Option("--ledger", help="Known findings (TOML): only what is not listed fails. Default: none.")
 ]
 app = typer.Typer(help="Keep the list of known findings true.", no_args_is_help=True)
 _out = Console(soft_wrap=True, markup=False, highlight=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-
-
-def usage(message: str) -> typer.Exit:
-    """Print an error and return what ends the command with status 2."""
-    _err.print(Text.assemble(("error: ", "bold red"), message))
-    return typer.Exit(2)
 
 
 @app.command()

@@ -11,10 +11,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from moeproof.verify.messages import USAGE, usage
+
 if TYPE_CHECKING:
     from .engine import Plan
 
-CLEAN, BELOW, USAGE = 0, 1, 2
+CLEAN, BELOW = 0, 1
 
 
 def mutate(
@@ -67,8 +69,7 @@ def mutate(
             return
         code = _run(plan, console, floor)
     except (SourceError, EquivalentError, JudgeError, OSError) as error:
-        Console(stderr=True, soft_wrap=True, markup=False).print(Text.assemble(("error: ", "bold red"), str(error)))
-        raise typer.Exit(USAGE) from error
+        raise usage(str(error)) from error
     raise typer.Exit(code)
 
 

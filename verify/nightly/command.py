@@ -17,6 +17,7 @@ from moeproof import __version__
 from moeproof.verify.history.command import HistoryOption, where
 from moeproof.verify.lanes.command import DEFAULT
 from moeproof.verify.ledger.command import LedgerOption
+from moeproof.verify.messages import usage, warn
 
 from .layout import REDIS_VARIABLE
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 SECONDS = 8 * 3600.0
 _out = Console(soft_wrap=True, markup=False, highlight=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 def nightly(
@@ -70,9 +70,9 @@ def nightly(
     from .supervisor import Night, NightlyError, Request, unfinished
 
     if importlib.util.find_spec("xdist") is None:
-        raise _usage("pytest-xdist is not installed; allowed with it: pip install 'moeproof[nightly]'")
+        raise usage("pytest-xdist is not installed; allowed with it: pip install 'moeproof[nightly]'")
     if fresh and resume:
-        raise _usage("fresh and resume are both given; allowed: one of them")
+        raise usage("fresh and resume are both given; allowed: one of them")
     before = unfinished(out)
     if resume and before is None:
         _out.print(f"{out} holds no run that was cut short")
@@ -97,18 +97,18 @@ def nightly(
         )
         night = Night(request, listed)
     except (ExamplesError, LanesError, LedgerError, NightlyError) as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     files = {"junit": junit or out / "junit.xml", "summary": summary_file or out / "summary.md"}
     # A scheduler that ends a job sends SIGTERM first: what was found is to be in the reports then too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         verdict = _lead(night, where(history, out), files)
     except HistoryError as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     except OSError as error:
-        raise _usage(f"out is {str(out)!r}: {error}; allowed: a writable folder") from error
+        raise usage(f"out is {str(out)!r}: {error}; allowed: a writable folder") from error
     except KeyboardInterrupt:
-        raise _usage("interrupted while reports were written; run it again with the same --out") from None
+        raise usage("interrupted while reports were written; run it again with the same --out") from None
     finally:
         night.close()
     raise typer.Exit(verdict.exit_code)
@@ -133,7 +133,7 @@ def _lead(night: Night, history: str, files: dict[str, Path]) -> Verdict:
         _out.print(f"goes on where it was cut short: {left:.0f} s of {request.seconds:.0f} s are left")
     console = LiveConsole(_out, left, "nightly")
     try:
-        with sinks(history=history, spool=out, junit=files["junit"], summary=files["summary"], tell=_warn) as further:
+        with sinks(history=history, spool=out, junit=files["junit"], summary=files["summary"], tell=warn) as further:
             night.work([console, *further])
             verdict = judge(night.summary, night.failing)
             night.end({"exit": verdict.exit_code, "errors": verdict.errors})
@@ -156,13 +156,3 @@ def _lead(night: Night, history: str, files: dict[str, Path]) -> Verdict:
     if night.summary.interrupted:
         _out.print("interrupted: run it again with the same --out, and it goes on")
     return verdict
-
-
-def _warn(text: str) -> None:
-    _err.print(Text(text, style="yellow"))
-
-
-def _usage(message: str) -> typer.Exit:
-    for line in message.splitlines():
-        _err.print(Text.assemble(("error: ", "bold red"), line))
-    return typer.Exit(2)

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from moeproof.verify.history.command import FILE, HistoryOption
+from moeproof.verify.messages import usage
 
 if TYPE_CHECKING:
     from moeproof.verify.history.record import RunRecord
 
-USAGE = 2
-
 _out = Console(soft_wrap=True, markup=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False)
 
 
 def report(
@@ -52,7 +49,7 @@ def report(
         try:
             write_text(path, text())
         except OSError as error:
-            raise _usage(f"file is {str(path)!r}, which can't be written: {error}; allowed: a writable file") from error
+            raise usage(f"file is {str(path)!r}, which can't be written: {error}; allowed: a writable file") from error
     _out.print(f"{out}: {len(runs)} runs, {sum(len(run.findings) for run in runs)} findings")
 
 
@@ -74,12 +71,7 @@ def _runs(files: list[Path], history: str | None, last: int) -> list[RunRecord]:
         finally:
             database.close()
     except (HistoryError, RunFileError) as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     if not runs:
-        raise _usage(f"history is {database}, which holds no runs; allowed: one with runs, or files of events")
+        raise usage(f"history is {database}, which holds no runs; allowed: one with runs, or files of events")
     return runs
-
-
-def _usage(message: str) -> typer.Exit:
-    _err.print(Text.assemble(("error: ", "bold red"), message))
-    return typer.Exit(USAGE)

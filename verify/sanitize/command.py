@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from moeproof import __version__
 from moeproof.verify.history.command import HistoryOption, where
 from moeproof.verify.ledger.command import LedgerOption
+from moeproof.verify.messages import usage, warn
 
 if TYPE_CHECKING:
     from moeproof.verify.ledger import Ledger
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .lane import Lane, Work
 
 _out = Console(soft_wrap=True, markup=False, highlight=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 def sanitize(
@@ -62,7 +61,7 @@ def sanitize(
     limits |= {"reduce_seconds": (reduce_seconds, 0.1, 3600), "seed": (seed, 0, 2**63 - 1)}
     for name, (value, low, high) in limits.items():
         if value is not None and not low <= value <= high:
-            raise _usage(f"{name} is {value}; allowed: {low:g} to {high:g}")
+            raise usage(f"{name} is {value}; allowed: {low:g} to {high:g}")
     start = int.from_bytes(os.urandom(4), "big") if seed is None else seed
     try:
         tools.chosen(tool or [])
@@ -74,7 +73,7 @@ def sanitize(
         else:
             work = _fresh(subject or [f"own:{name}" for name in OUTPUTS], op or [], tool or [], out, cases, start)
     except (LedgerError, Unavailable, ValueError, OSError) as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     from .lane import Lane
 
     lane = Lane(program, tuple(work), out, seconds, case_seconds, reduce_seconds)
@@ -127,7 +126,7 @@ def _fresh(patterns: list[str], ops: list[str], names: list[str], out: Path, cas
     folders = [corpus.SHIPPED, out / "corpus"]
     work, problems = generated_work(subjects, chosen(names), folders=folders, cases=cases, seed=seed)
     for problem in problems:
-        _err.print(Text(f"note: {problem}", style="yellow"))
+        warn(f"note: {problem}")
     return work
 
 
@@ -144,12 +143,12 @@ def _run(lane: Lane, seed: int, listed: Ledger | None, readers: dict[str, Any]) 
     try:
         log = JsonLines(lane.out / "events.jsonl")
     except OSError as error:
-        raise _usage(f"out is {str(lane.out)!r}, which can't be written: {error}") from error
+        raise usage(f"out is {str(lane.out)!r}, which can't be written: {error}") from error
     summary = Summary()
     console = LiveConsole(_out, lane.seconds, "sanitize")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with sinks(**readers, tell=lambda text: _err.print(Text(text, style="yellow"))) as further:
+        with sinks(**readers, tell=warn) as further:
             sink = tee(summary, [console, log, *further], listed)
             subjects = list(dict.fromkeys(work.subject.name for work in lane.work))
             asked = {"seconds": lane.seconds, "cases": lane.runs, "seed": seed, "workers": 1, "subjects": subjects}
@@ -162,16 +161,11 @@ def _run(lane: Lane, seed: int, listed: Ledger | None, readers: dict[str, Any]) 
             code = summary.exit_code() or (2 if summary.interrupted else 0)
             sink(Event("end", {"exit": code, "interrupted": summary.interrupted, "errors": summary.errors}))
     except HistoryError as error:
-        raise _usage(str(error)) from error
+        raise usage(str(error)) from error
     except OSError as error:
-        raise _usage(f"out is {str(lane.out)!r}: {error}") from error
+        raise usage(f"out is {str(lane.out)!r}: {error}") from error
     finally:
         console.close()
         log.close()
     print_summary(_out, summary)
     return code
-
-
-def _usage(message: str) -> typer.Exit:
-    _err.print(Text.assemble(("error: ", "bold red"), message))
-    return typer.Exit(2)

@@ -19,7 +19,7 @@ import torch
 
 from moeproof.strategies.case import Case
 from moeproof.verify.contract import arguments, output_specs
-from moeproof.verify.execute import describe_error, is_cuda_failure, pick_device
+from moeproof.verify.execute import describe_error, is_cuda_failure, name_device, pick_device
 from moeproof.verify.serving import serve
 from moeproof.verify.subject import Call, Subject, Unavailable, find
 
@@ -46,9 +46,7 @@ class Sanitized:
     @property
     def device_name(self) -> str:
         """Where cases run, in words."""
-        if self.device.type != "cuda":
-            return self.device.type
-        return f"cuda: {torch.cuda.get_device_name(self.device)}"
+        return name_device(self.device)
 
     @torch.inference_mode()
     def run(self, case: Case) -> dict[str, Any]:
