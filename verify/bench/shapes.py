@@ -10,6 +10,7 @@ from typing import Any
 from moeproof.strategies.case import Case, CaseError, TensorSpec
 from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDomain
 from moeproof.strategies.domain_check import why_outside
+from moeproof.verify.problem import Problem
 
 DTYPES = ("float32", "bfloat16", "float16")
 NAMES = {"gate": "fused_gate", "align": "moe_align_block_size", "append": "append_shared_experts"}
@@ -41,21 +42,13 @@ class ShapeError(ValueError):
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One problem size of an op.
+class Shape(Problem):
+    """One problem size of an op, which is a key of `NAMES`.
 
     Attributes
     ----------
-    op : str
-        Key of `NAMES`.
-    tokens, experts, topk : int
-        T, E and k.
-    dtype : str
-        Of the logits (`gate`) or of the weights (`append`).
-    scoring : str
-        Scoring function (`gate`).
-    groups, kept : int
-        G and g (`gate`).
+    kept : int
+        g (`gate`).
     bias : bool
         There is a correction bias, float32 (`gate`).
     block : int
@@ -66,13 +59,6 @@ class Shape:
         Ids follow a power law, a few experts being busy, instead of being equally likely (`align`, `append`).
     """
 
-    op: str
-    tokens: int
-    experts: int
-    topk: int = 8
-    dtype: str = "float32"
-    scoring: str = "sigmoid"
-    groups: int = 1
     kept: int = 1
     bias: bool = True
     block: int = 64

@@ -13,6 +13,7 @@ from moeproof.kernels import align_plan, append_shared_experts, gate_plan
 from moeproof.kernels.compiler import CompileError
 from moeproof.kernels.tuning import gate_tuning
 from moeproof.kernels.validate import MAX_EXPERTS, MAX_PLACES
+from moeproof.verify.problem import Problem
 from moeproof.verify.resources import Resources, measure
 
 from .devices import Device
@@ -23,19 +24,11 @@ MAX_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Query:
+class Query(Problem):
     """What is asked about.
 
     Attributes
     ----------
-    op : str
-        The op.
-    tokens, experts, topk : int
-        T, E and k.
-    dtype, scoring : str
-        Of the logits, and of their scores (`fused_gate`).
-    groups : int
-        G (`fused_gate`).
     bias : bool
         There is a correction bias (`fused_gate`).
     alignment : int, optional
@@ -49,13 +42,6 @@ class Query:
         S (`append_shared_experts`).
     """
 
-    op: str
-    tokens: int
-    experts: int
-    topk: int = 8
-    dtype: str = "float32"
-    scoring: str = "sigmoid"
-    groups: int = 1
     bias: bool = False
     alignment: int | None = None
     unit_stride: bool = True
