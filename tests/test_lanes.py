@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from zoo.entry import FRONT_DOOR
 from moeproof.verify.cli import app
 from moeproof.verify.lanes.reader import LanesError, load_lanes, pick
 from moeproof.verify.lanes.resolve import subjects_of
+from moeproof.verify.lanes.schema import CHECKS, EXAMPLES_KEYS, FILE_KEYS, LANE_KEYS, THRESHOLD_KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = f"""
@@ -137,3 +139,17 @@ def test_the_lanes_that_ship_are_sound() -> None:
     lanes = load_lanes(ROOT / "ci" / "lanes.toml")
     assert {"own", "libraries", "references"} <= {lane.name for lane in lanes.lanes}
     assert all(subjects_of(lanes, lane) for lane in lanes.lanes)
+
+
+def named_in_page(heading: str) -> list[str]:
+    """Return the names in the first column of a table of docs/nightly.md, by the heading of that column."""
+    page = (ROOT / "docs" / "nightly.md").read_text(encoding="utf-8")
+    table = page.partition(f"| {heading} |")[2].partition("\n\n")[0]
+    return [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def test_the_page_names_every_key_of_the_schema_and_no_other() -> None:
+    lane = [*LANE_KEYS, *(f"thresholds.{key}" for key in THRESHOLD_KEYS)]
+    file = [*FILE_KEYS, *(f"examples.{key}" for key in EXAMPLES_KEYS), "defaults"]
+    for heading, keys in {"key of a lane": lane, "key of the file": file, "check": [*CHECKS]}.items():
+        assert sorted(named_in_page(heading)) == sorted(keys), heading
