@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from .case import Case, TensorSpec
 from .domain import AlignDomain
-from .draws import Draw, chance, pick, seed, sometimes
+from .draws import Draw, chance, composite, pick, seed, sometimes
 from .ids import IdSpace, ids
 from .layouts import with_layout
 from .presets import Preset, chosen
@@ -55,7 +55,7 @@ def cases(
     return _cases(domain, max_elements, sizes, models, preset is not None)
 
 
-@st.composite
+@composite
 def _cases(
     draw: Draw,
     domain: AlignDomain,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from . import scores
 from .case import Case, TensorSpec
 from .domain import AppendDomain
-from .draws import Draw, chance, pick, sometimes
+from .draws import Draw, chance, composite, pick, sometimes
 from .gate import non_padded
 from .ids import IdSpace, ids
 from .layouts import with_layout
@@ -55,7 +55,7 @@ def cases(
     return _cases(domain, max_elements, sizes, models, preset is not None)
 
 
-@st.composite
+@composite
 def _cases(
     draw: Draw,
     domain: AppendDomain,

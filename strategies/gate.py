@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from . import scores
 from .case import Case, TensorSpec
 from .domain import GateDomain
-from .draws import Draw, chance, integer, pick, seed, sometimes
+from .draws import Draw, chance, composite, integer, pick, seed, sometimes
 from .layouts import with_layout
 from .presets import Preset, Shape, chosen, model_shapes
 from .recipe import MAX_EXPERTS
@@ -133,7 +133,7 @@ def _divisors(n: int) -> list[int]:
     return small + [n // d for d in reversed(small) if d * d != n]
 
 
-@st.composite
+@composite
 def _cases(draw: Draw, space: Space, models: tuple[Preset, ...], only_models: bool) -> Case:
     domain = space.domain
     model = sometimes(draw, models, only_models)

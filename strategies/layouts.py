@@ -44,8 +44,8 @@ def with_layout(draw: Draw, spec: TensorSpec, allowed: Sequence[str], *, usual: 
 
     Parameters
     ----------
-    draw : callable
-        What `st.composite` passes.
+    draw : Draw
+        Where choices come from.
     spec : TensorSpec
         A contiguous tensor of one or two dimensions.
     allowed : sequence of str

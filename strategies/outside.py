@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from . import align, append, gate
 from .case import DTYPES, Case, TensorSpec
 from .domain import SCORINGS, AlignDomain, AppendDomain, Domain, GateDomain
 from .domain_check import why_outside
-from .draws import Draw
+from .draws import Draw, composite, function_of
 from .recipe import MAX_EXPERTS
 
 MAX_ELEMENTS = 1 << 12
@@ -37,10 +37,10 @@ def cases_outside(domain: Domain) -> st.SearchStrategy[tuple[Case, str]]:
     bare = replace(domain, extra=None)
     if isinstance(bare, GateDomain):
         budget = max(MAX_ELEMENTS, min(bare.experts))
-        return _outside(bare, gate.cases(bare, max_elements=budget, presets=False))
+        return _outside(bare, function_of(gate.cases(bare, max_elements=budget, presets=False)))
     if isinstance(bare, AlignDomain):
-        return _outside(bare, align.cases(bare, max_elements=MAX_ELEMENTS, presets=False))
-    return _outside(bare, append.cases(bare, max_elements=MAX_ELEMENTS, presets=False))
+        return _outside(bare, function_of(align.cases(bare, max_elements=MAX_ELEMENTS, presets=False)))
+    return _outside(bare, function_of(append.cases(bare, max_elements=MAX_ELEMENTS, presets=False)))
 
 
 def steps_outside(case: Case, domain: Domain) -> Iterator[Case]:
@@ -52,11 +52,11 @@ def steps_outside(case: Case, domain: Domain) -> Iterator[Case]:
     return _append(case, domain)
 
 
-@st.composite
-def _outside(draw: Draw, domain: Domain, inside: st.SearchStrategy[Case]) -> tuple[Case, str]:
-    found = list(steps_outside(draw(inside), domain))
+@composite
+def _outside(draw: Draw, domain: Domain, inside: Callable[[Draw], Case]) -> tuple[Case, str]:
+    found = list(steps_outside(inside(draw), domain))
     # Steps of one kind stand together, and the engine likes neighbours of what it drew before: stride over them.
-    case = found[draw(st.integers(0, 2**16 - 1)) * 40503 % len(found)]
+    case = found[draw.integer(0, 2**16 - 1) * 40503 % len(found)]
     reason = why_outside(case, domain)
     if reason is None:
         raise AssertionError(f"a step out of the domain stayed inside: {case.dumps()}")
