@@ -13,7 +13,7 @@ from zoo import RIGHT
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify.execute import Outcome, Runner, is_cuda_failure, pick_device
-from moeproof.verify.guard import POISONS, ZONE, as_bytes, carve
+from moeproof.verify.guard import ALIGNMENT, POISONS, ZONE, Kept, carve, carve_pair
 from moeproof.verify.subject import Subject
 from moeproof.verify.violation import PENDING
 
@@ -62,30 +62,68 @@ def only(outcome: Outcome) -> str:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 5), (0, 4), (7,), (1,)], ids=str)
 def test_carved_outputs_are_exact_aligned_and_poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    for poison in POISONS:
-        carved = carve({"a": (shape, dtype)}, CPU, poison)
-        out = carved.outputs["a"]
-        assert (tuple(out.shape), out.dtype, out.is_contiguous()) == (shape, dtype, True)
-        assert len(carved.buffers["a"]) == 2 * ZONE + out.numel() * dtype.itemsize
-        assert bool((as_bytes(out) == poison).all())
-        out.fill_(1)
-        assert not bool(carved.zones_hit())
-        assert carved.first_hit() == "no guard byte has changed"
+    specs = {"a": (shape, dtype), "b": ((1,), torch.int32)}
+    pair = carve_pair(specs, CPU)
+    for poison, carved in zip((*POISONS, POISONS[0]), (*pair.runs, carve(specs, CPU, POISONS[0])), strict=True):
+        assert carved.poison == poison
+        assert bool((carved.arena == poison).all())
+        for name, (wanted, kind) in specs.items():
+            out = carved.outputs[name]
+            assert (tuple(out.shape), out.dtype, out.is_contiguous()) == (wanted, kind, True)
+            span = carved.spans[name]
+            assert span.start - span.low >= ZONE
+            assert span.high - span.end >= ZONE
+            assert span.end - span.start == out.numel() * kind.itemsize
+            assert span.start % ALIGNMENT == 0
+            out.fill_(1)
+            assert span.start == span.end or bool((carved.arena[span.start : span.end] != poison).any())
+        assert carved.first_hit() is None
+    assert len(pair.arenas[0]) % ALIGNMENT == 0
+    assert not bool(pair.zones_hit())
+    assert pair.first_hit() == "no guard byte has changed"
 
 
-@pytest.mark.parametrize("at", [0, ZONE - 1, ZONE + 24, -1])
-def test_one_changed_guard_byte_is_seen(at: int) -> None:
-    carved = carve({"a": ((2, 3), torch.int32), "b": ((1,), torch.int32)}, CPU, POISONS[0])
-    carved.buffers["a"][at] ^= 1
-    assert bool(carved.zones_hit())
-    side = {
-        0: "4096 bytes before its start",
-        ZONE - 1: "1 bytes before its start",
-        ZONE + 24: "0 bytes past its end",
-    }
-    assert f"a (24 bytes): 1 bytes outside it were written, the first {side.get(at, '4095 bytes past its end')}" == (
-        carved.first_hit()
-    )
+@pytest.mark.parametrize("run", [0, 1])
+@pytest.mark.parametrize("side", ["first", "before", "past", "last"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_one_changed_guard_byte_is_seen(name: str, side: str, run: int) -> None:
+    pair = carve_pair({"a": ((2, 3), torch.int32), "b": ((3,), torch.float16)}, CPU)
+    carved = pair.runs[run]
+    span = carved.spans[name]
+    at = {"first": span.low, "before": span.start - 1, "past": span.end, "last": span.high - 1}[side]
+    carved.arena[at] ^= 1
+    assert bool(pair.zones_hit())
+    where = f"{span.start - at} bytes before its start" if at < span.start else f"{at - span.end} bytes past its end"
+    size = {"a": 24, "b": 6}[name]
+    assert pair.first_hit() == f"{name} ({size} bytes): 1 bytes outside it were written, the first {where}"
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("at", [0, 5])
+def test_one_different_output_byte_is_seen(name: str, at: int) -> None:
+    pair = carve_pair({"a": ((2, 3), torch.int32), "b": ((3,), torch.float16)}, CPU)
+    assert bool(pair.outputs_differ())
+    for carved in pair.runs:
+        for out in carved.outputs.values():
+            out.zero_()
+    assert not bool(pair.outputs_differ())
+    pair.runs[1].outputs[name].view(torch.uint8).view(-1)[at] = 1
+    assert bool(pair.outputs_differ())
+    assert not bool(pair.zones_hit())
+
+
+def test_kept_storages_are_compared_and_restored() -> None:
+    storages = {"a": torch.arange(5), "b": torch.full((3,), torch.nan), "c": torch.zeros(7, dtype=torch.bfloat16)}
+    kept = Kept(storages)
+    assert not bool(kept.changed(kept.now()))
+    storages["b"][1] = -torch.nan
+    storages["c"][6] = -0.0
+    now = kept.now()
+    assert bool(kept.changed(now))
+    assert kept.names_changed(now) == ["b", "c"]
+    kept.restore()
+    assert not bool(kept.changed(kept.now()))
+    assert storages["c"].view(torch.int16).tolist() == [0] * 7
 
 
 @pytest.mark.parametrize("shift", [-1, 6])

@@ -14,7 +14,7 @@ from moeproof.strategies.case import Case, literal, plain
 
 from .contract import arguments, judge, output_specs
 from .extras import EXTRAS, Extra, named
-from .guard import POISONS, Carved, as_bytes, carve, poison_allocator
+from .guard import POISONS, Carved, Kept, as_bytes, carve, carve_pair, poison_allocator
 from .subject import Call, Subject
 from .trial import Trial, settle
 from .violation import MAX_ROWS, PENDING, ReportedError, Violation
@@ -131,34 +131,35 @@ class Runner:
 
     def _judged(self, case: Case, extras: tuple[str, ...]) -> list[Violation]:
         tensors, storages = case.build(self.device)
-        before = {name: storage.clone() for name, storage in storages.items()}
+        kept = Kept(storages)
         specs = output_specs(case, self.subject)
         args = arguments(case, tensors)
-        runs: list[tuple[Carved, dict[str, torch.Tensor]]] = []
-        touched_flags: list[torch.Tensor] = []
-        for poison in POISONS:
-            carved = carve(specs, self.device, poison)
-            poison_allocator(specs, self.device, poison)
-            runs.append((carved, self._launch(args, carved)))
+        pair = carve_pair(specs, self.device)
+        results: list[dict[str, torch.Tensor]] = []
+        left: list[torch.Tensor] = []
+        for carved in pair.runs:
+            poison_allocator(specs, self.device, carved.poison)
+            results.append(self._launch(args, carved))
             # Each run, and the judge, gets what the case says, not what the subject left behind.
-            touched_flags += [_changed(before[n], storages[n]) for n in storages]
-            for name in storages:
-                storages[name].copy_(before[name])
-        (first, made), (second, again) = runs
-        flags = [first.zones_hit(), second.zones_hit(), *touched_flags]
+            left.append(kept.now())
+            kept.restore()
+        made, again = results
         shared = [n for n in specs if n in made and n in again and _alike(made[n], again[n])]
-        flags += [(as_bytes(made[n]) != as_bytes(again[n])).any() for n in shared]
-        hits = torch.stack([f.reshape(()) for f in flags]).tolist()
+        if pair.hold(made, again):
+            differ_flags = [pair.outputs_differ()]
+        else:
+            differ_flags = [(as_bytes(made[n]) != as_bytes(again[n])).any() for n in shared]
+        flags = [pair.zones_hit(), *map(kept.changed, left), *differ_flags]
+        zones_hit, first_touched, second_touched, *differ_in = torch.stack(flags).tolist()
         found: list[Violation] = []
-        if hits[0] or hits[1]:
-            found.append(Violation("guard_zone", (first if hits[0] else second).first_hit()))
-        names = list(storages) * len(POISONS)
-        touched = [n for n, hit in zip(names, hits[2:], strict=False) if hit]
-        if touched:
-            changed = ", ".join(dict.fromkeys(touched))
+        if zones_hit:
+            found.append(Violation("guard_zone", pair.first_hit()))
+        if first_touched or second_touched:
+            names = [name for now in left for name in kept.names_changed(now)]
+            changed = ", ".join(dict.fromkeys(names))
             found.append(Violation("input_modified", f"{changed} changed, or memory beside it"))
         rough: set[int] = set()
-        differ = any(hits[2 + len(names) :])
+        differ = any(differ_in)
         if differ:
             unstable, rough = self._unstable({n: made[n] for n in shared}, again)
             found += unstable
@@ -168,10 +169,10 @@ class Runner:
             found += judge(case, self.subject, args, again)
         if not found and len(shared) < len(specs):
             lost = next(n for n in specs if n not in shared)
-            pair = [
+            forms = [
                 f"{tuple(t.shape)} {t.dtype}" if t is not None else "missing" for t in (made.get(lost), again.get(lost))
             ]
-            found.append(Violation("nondeterminism", f"{lost} is {pair[0]} in one run and {pair[1]} in the next"))
+            found.append(Violation("nondeterminism", f"{lost} is {forms[0]} in one run and {forms[1]} in the next"))
         # A result that is wrong already proves nothing in comparison with another.
         return found or self._further(Trial(self.subject, self.call, case, args, made), extras)
 
@@ -229,7 +230,7 @@ class Runner:
             carved = carve(output_specs(case, self.subject), self.device, POISONS[0])
         except (RuntimeError, ValueError, ArithmeticError):
             # No outputs go with such arguments; whether they are refused is for the subject to say.
-            carved = Carved({}, {}, POISONS[0])
+            carved = carve({}, self.device, POISONS[0])
         self._launch(args, carved)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -303,10 +304,6 @@ def _tokens(case: Case) -> int:
 
 def _alike(one: torch.Tensor, two: torch.Tensor) -> bool:
     return one.shape == two.shape and one.dtype == two.dtype
-
-
-def _changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    return (before.view(torch.uint8) != after.view(torch.uint8)).any()
 
 
 def _item(tensor: torch.Tensor, row: int, place: int) -> Any:

@@ -1,7 +1,8 @@
-"""Outputs carved from poisoned buffers with guard zones, and what they tell after a run."""
+"""Outputs carved from poisoned memory with guard zones, copies of inputs, and what both tell after a run."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,56 +12,144 @@ import torch
 from .contract import OutputSpec
 
 ZONE = 4096
-"""Bytes of guard before and after each output; a multiple of any alignment a kernel may assume."""
+"""Fewest bytes of guard before and after each output; a multiple of any alignment a kernel may assume."""
+ALIGNMENT = 512
+"""Outputs start at multiples of this, as what torch allocates on a GPU does."""
 POISONS = (0xA5, 0x5A)
 """Bytes that fill buffers in the two runs: odd ids and weights, different in every bit."""
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where an output lies in an arena, in bytes: its guard zones included, and itself."""
+
+    low: int
+    start: int
+    end: int
+    high: int
 
 
 @dataclass(frozen=True)
 class Carved:
-    """Outputs of one run and the buffers that hold them.
+    """Outputs of one run and the memory that holds them.
 
     Attributes
     ----------
     outputs : dict of str to Tensor
         Contiguous outputs of exactly the contract's size.
-    buffers : dict of str to Tensor
-        Flat uint8 buffers: zone, output, zone.
+    arena : Tensor
+        Flat uint8: zone, output, zone for each output in turn.
+    spans : dict of str to Span
+        Where each output lies in it.
     poison : int
-        The byte that filled the buffers.
+        The byte that filled it.
     """
 
     outputs: dict[str, torch.Tensor]
-    buffers: dict[str, torch.Tensor]
+    arena: torch.Tensor
+    spans: dict[str, Span]
     poison: int
 
+    def first_hit(self) -> str | None:
+        """Say which output was overrun, by how many bytes, on which side; None if no guard byte has changed."""
+        for name, span in self.spans.items():
+            size = span.end - span.start
+            changed = (self.arena[span.low : span.high] != self.poison).nonzero().flatten() + span.low
+            outside = changed[(changed < span.start) | (changed >= span.end)]
+            if len(outside):
+                at = int(outside[0])
+                side = (
+                    f"{span.start - at} bytes before its start"
+                    if at < span.start
+                    else f"{at - span.end} bytes past its end"
+                )
+                return f"{name} ({size} bytes): {len(outside)} bytes outside it were written, the first {side}"
+        return None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Outputs of two runs, under different poisons.
+
+    Attributes
+    ----------
+    runs : tuple of Carved
+        One a run.
+    arenas : Tensor
+        ``[2, bytes]`` uint8: the arenas of both.
+    """
+
+    runs: tuple[Carved, Carved]
+    arenas: torch.Tensor
+
+    def hold(self, *results: Mapping[str, torch.Tensor]) -> bool:
+        """Say whether the results of both runs are the outputs in these arenas, not others of the subject's own."""
+        pairs = zip(results, self.runs, strict=True)
+        return all(made.get(name) is out for made, carved in pairs for name, out in carved.outputs.items())
+
     def zones_hit(self) -> torch.Tensor:
-        """Return a scalar bool tensor: some guard byte has changed."""
-        zones = [b[s] for b in self.buffers.values() for s in (slice(0, ZONE), slice(-ZONE, None))]
-        return (torch.cat(zones) != self.poison).any()
+        """Return a scalar bool tensor: some guard byte of either run has changed."""
+        poisons = _poisons(self.arenas.device)
+        zones = self.arenas.clone()
+        for span in self.runs[0].spans.values():
+            # In place of the output, so that whole words can be compared.
+            zones[:, span.start : span.end] = poisons[:, :1]
+        return (zones.view(torch.int64) != poisons.view(torch.int64)).any()
+
+    def outputs_differ(self) -> torch.Tensor:
+        """Return a scalar bool tensor: some byte of an output is not the same after both runs."""
+        outputs = [self.arenas[:, span.start : span.end] for span in self.runs[0].spans.values()]
+        one, two = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)).unbind(0)
+        return (one != two).any()
 
     def first_hit(self) -> str:
         """Say which output was overrun, by how many bytes, on which side."""
-        for name, buffer in self.buffers.items():
-            size = len(buffer) - 2 * ZONE
-            changed = (buffer != self.poison).nonzero().flatten()
-            outside = changed[(changed < ZONE) | (changed >= ZONE + size)]
-            if len(outside):
-                at = int(outside[0])
-                side = f"{ZONE - at} bytes before its start" if at < ZONE else f"{at - ZONE - size} bytes past its end"
-                return f"{name} ({size} bytes): {len(outside)} bytes outside it were written, the first {side}"
-        return "no guard byte has changed"
+        return next((hit for carved in self.runs if (hit := carved.first_hit())), "no guard byte has changed")
+
+
+@functools.cache
+def _poisons(device: torch.device) -> torch.Tensor:
+    """Return ``[2, 8]`` uint8: a word of each poison."""
+    with torch.inference_mode(False):
+        return torch.tensor(POISONS, dtype=torch.uint8, device=device)[:, None].expand(2, 8).contiguous()
 
 
 def carve(specs: Mapping[str, OutputSpec], device: torch.device | str, poison: int) -> Carved:
-    """Return outputs of exact size, filled with `poison`, each inside a poisoned buffer of its own."""
-    outputs, buffers = {}, {}
+    """Return outputs of exact size, filled with `poison`, each between poisoned zones of its own."""
+    spans, size = _spans(specs)
+    return _carved(specs, spans, torch.full((size,), poison, dtype=torch.uint8, device=device), poison)
+
+
+def carve_pair(specs: Mapping[str, OutputSpec], device: torch.device) -> Pair:
+    """Return outputs for two runs: as `carve` gives them, with each of `POISONS`."""
+    spans, size = _spans(specs)
+    arenas = torch.empty((2, size), dtype=torch.uint8, device=device)
+    first, second = (
+        _carved(specs, spans, arena.fill_(poison), poison)
+        for arena, poison in zip(arenas.unbind(0), POISONS, strict=True)
+    )
+    return Pair((first, second), arenas)
+
+
+def _spans(specs: Mapping[str, OutputSpec]) -> tuple[dict[str, Span], int]:
+    """Return where outputs lie in an arena, and its size."""
+    spans, at = {}, 0
     for name, (shape, dtype) in specs.items():
-        size = math.prod(shape) * dtype.itemsize
-        buffer = torch.full((ZONE + size + ZONE,), poison, dtype=torch.uint8, device=device)
-        outputs[name] = buffer[ZONE : ZONE + size].view(dtype).view(shape)
-        buffers[name] = buffer
-    return Carved(outputs, buffers, poison)
+        start = at + ZONE
+        end = start + math.prod(shape) * dtype.itemsize
+        high = end + ZONE + (-end % ALIGNMENT)
+        spans[name] = Span(at, start, end, high)
+        at = high
+    return spans, at
+
+
+def _carved(specs: Mapping[str, OutputSpec], spans: dict[str, Span], arena: torch.Tensor, poison: int) -> Carved:
+    outputs = {
+        name: arena[spans[name].start : spans[name].end].view(dtype).view(shape)
+        for name, (shape, dtype) in specs.items()
+    }
+    return Carved(outputs, arena, spans, poison)
 
 
 def poison_allocator(specs: Mapping[str, OutputSpec], device: torch.device, poison: int) -> None:
@@ -74,6 +163,43 @@ def poison_allocator(specs: Mapping[str, OutputSpec], device: torch.device, pois
             for shape, dtype in specs.values()
         ]
         del blocks
+
+
+class Kept:
+    """What storages hold, to tell whether a run changed it and to bring it back.
+
+    Parameters
+    ----------
+    storages : mapping of str to Tensor
+        Flat tensors by name.
+    """
+
+    def __init__(self, storages: Mapping[str, torch.Tensor]) -> None:
+        sizes = [storage.numel() * storage.itemsize for storage in storages.values()]
+        item = math.gcd(8, *sizes)
+        self._names = list(storages)
+        self._held = [storage.view(_WORDS[item]) for storage in storages.values()]
+        self._sizes = [size // item for size in sizes]
+        self._before = self.now()
+        self._parts = torch.split_with_sizes(self._before, self._sizes)
+
+    def now(self) -> torch.Tensor:
+        """Return a copy of what all storages hold at present."""
+        return torch.cat(self._held)
+
+    def restore(self) -> None:
+        """Give the storages what they held at first."""
+        torch._foreach_copy_(self._held, self._parts)
+
+    def changed(self, now: torch.Tensor) -> torch.Tensor:
+        """Return a scalar bool tensor: what `now` returned is not what the storages held at first."""
+        return (now != self._before).any()
+
+    def names_changed(self, now: torch.Tensor) -> list[str]:
+        """Return the names of the storages that did not hold what they held at first."""
+        parts = torch.split_with_sizes(now, self._sizes)
+        pairs = zip(self._names, parts, self._parts, strict=True)
+        return [name for name, part, before in pairs if not torch.equal(part, before)]
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

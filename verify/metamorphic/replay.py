@@ -28,8 +28,7 @@ def graph_replay(trial: Trial) -> list[Violation]:
         outputs = trial.call(static, carved.outputs)
     made = dict(carved.outputs if outputs is None else outputs)
     change(static)
-    for buffer in carved.buffers.values():
-        buffer.fill_(POISONS[1])
+    carved.arena.fill_(POISONS[1])
     graph.replay()
     plain = trial.run(trial.case, static)
     what = "replayed with new inputs"

@@ -83,7 +83,7 @@ class Buffers(TorchDispatchMode):
         super().__init__()
         runtime().simt_begin()
         self.known: list[Buffer] = []
-        self._by_storage: dict[int, Buffer] = {}
+        self._by_storage: dict[int, list[Buffer]] = {}
         self._maps: list[torch.Tensor] = []
 
     def add(self, name: str, tensor: torch.Tensor, *, initialised: bool, read_only: bool) -> None:
@@ -105,7 +105,7 @@ class Buffers(TorchDispatchMode):
             raise Unavailable(f"{name} has {bytes_} bytes; allowed for the SIMT executor: 256 MiB together")
         buffer = Buffer(name, tensor, low, bytes_, number)
         self.known.append(buffer)
-        self._by_storage[tensor.untyped_storage().data_ptr()] = buffer
+        self._by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(buffer)
 
     def add_memory(self, address: int, bytes_: int) -> None:
         """Let kernels touch a module's own variable."""
@@ -133,7 +133,10 @@ class Buffers(TorchDispatchMode):
                 base = tensor.new_empty(0).set_(tensor.untyped_storage()) if tensor.storage_offset() else tensor
                 self.add(f"scratch {len(self.known)}", base, initialised=name not in _EMPTY, read_only=False)
             elif func._schema.is_mutable:
-                runtime().simt_reset_range(known.number)
+                low, high = tensor.data_ptr(), tensor.data_ptr() + extent(tensor)
+                for buffer in known:
+                    if low < buffer.low + buffer.bytes and buffer.low < high:
+                        runtime().simt_reset_range(buffer.number)
         return made
 
 
