@@ -79,6 +79,8 @@ def judge(
 
 
 def _violations(failures: Failures) -> list[Violation]:
+    if not failures.masks:
+        return []
     names = list(failures.masks)
     stacked = torch.stack([failures.masks[n] for n in names])
     counts = stacked.sum(1).tolist()

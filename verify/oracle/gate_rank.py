@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .gate_rows import LAST, LIMIT_CLASS, GateParams, Rows, finite_counts, per_expert, rank_key, top_two
+from .gate_rows import LAST, LIMIT_CLASS, GateParams, Rows, finite_counts, numbers, per_expert, rank_key, top_two
 from .scores import TINY, U
 
 FLOAT_MAX = (2 - 2.0**-23) * 2.0**127
+CELLS = 1 << 23
+"""Pairs of an expert and a place that are compared at a time; bounds the workspace."""
 MAX_SETS = 128
 """Sets of groups that are tried one by one; with more of them such a row is left open."""
 
@@ -48,10 +50,12 @@ class Ranking:
         worst = self.high.gather(1, chosen).amin(1, keepdim=True)
         wrong = self.low > worst
         if self.classes is not None:
-            index = torch.arange(self.low.shape[1], device=self.low.device)
+            index = numbers(self.low.shape[1], self.low.device)
             picked = self.classes.gather(1, chosen)
-            for ids, tied in zip(chosen.split(1, 1), picked.split(1, 1), strict=True):
-                wrong |= (self.classes == tied) & (index < ids)
+            places = max(1, CELLS // max(1, self.low.numel()))
+            for ids, tied in zip(chosen.split(places, 1), picked.split(places, 1), strict=True):
+                ahead = (self.classes[:, None] == tied[:, :, None]) & (index < ids[:, :, None])
+                wrong |= ahead.any(1)
         return wrong.scatter_(1, chosen, False)
 
     def in_order(self, chosen: torch.Tensor) -> torch.Tensor:
@@ -174,7 +178,7 @@ def better_groups(rows: Rows, ranking: Ranking, params: GateParams) -> torch.Ten
             same & sure[:, :, None],
         )
         tied &= sure[:, None, :] | exact[:, None, :]
-        index = torch.arange(groups, device=score.device)
+        index = numbers(groups, score.device)
         better |= tied & (index[:, None] < index)
     return better
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,11 @@ class GateParams:
         """Places that go to routed experts."""
         return self.topk - self.num_fused_shared_experts
 
+    @property
+    def may_be_open(self) -> bool:
+        """Whether a weight can be inf / inf, which is open."""
+        return self.renormalize and self.scoring == "sqrtsoftplus"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -106,6 +112,13 @@ def _bits(values: torch.Tensor) -> torch.Tensor:
     return (values.float() + 0.0).view(torch.int32).long()
 
 
+@functools.lru_cache(maxsize=64)
+def numbers(count: int, device: torch.device) -> torch.Tensor:
+    """Return 0 … count−1 as int64; not to be written."""
+    with torch.inference_mode(False):
+        return torch.arange(count, device=device)
+
+
 def top_of(x: torch.Tensor, scoring: str) -> torch.Tensor | None:
     """Return ``[R, 1]``: what softmax subtracts; None for other scores."""
     return x.amax(1, keepdim=True) if scoring == "softmax" else None
@@ -113,7 +126,7 @@ def top_of(x: torch.Tensor, scoring: str) -> torch.Tensor | None:
 
 def rank_key(c: torch.Tensor) -> torch.Tensor:
     """Return keys that order like the contract does: NaN below -inf, both below every finite number."""
-    return c.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=LAST) + 0.0
+    return c.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=LAST).add_(0.0)
 
 
 def score_rows(logits: torch.Tensor, bias: torch.Tensor | None, params: GateParams) -> Rows:
@@ -131,8 +144,7 @@ def top_two(rows: Rows, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     size = experts // groups
     best = rows.key.view(count, groups, size).topk(min(2, size), dim=2).indices
     score = rows.c.view(count, groups, size).gather(2, best).sum(2)
-    base = torch.arange(0, experts, size, device=best.device)
-    return score, best + base[:, None]
+    return score, best + (numbers(groups, best.device) * size)[:, None]
 
 
 def gold_groups(rows: Rows, params: GateParams) -> torch.Tensor:
@@ -162,13 +174,15 @@ def gold_ids(rows: Rows, kept: torch.Tensor | None, params: GateParams) -> torch
 def is_gold(key: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Say for each row whether `chosen`, in range, is what `gold_ids` gives, without a sort."""
     keys = key.gather(1, chosen)
-    earlier, later = keys[:, :-1], keys[:, 1:]
-    in_order = (earlier > later) | ((earlier == later) & (chosen[:, :-1] < chosen[:, 1:]))
     last, last_id = keys[:, -1:], chosen[:, -1:]
-    index = torch.arange(key.shape[1], device=key.device)
-    ahead = (key > last) | ((key == last) & (index <= last_id))
+    # Where keys are equal, ids decide.
+    ahead = torch.where(key == last, numbers(key.shape[1], key.device) <= last_id, key > last)
+    right = ahead.sum(1) == chosen.shape[1]
+    if chosen.shape[1] > 1:
+        earlier, later = keys[:, :-1], keys[:, 1:]
+        right &= torch.where(earlier == later, chosen[:, :-1] < chosen[:, 1:], earlier > later).all(1)
     # Places in order are distinct and none is behind the last: if the counts agree, none is missing.
-    return in_order.all(1) & (ahead.sum(1) == chosen.shape[1])
+    return right
 
 
 def finite_counts(rows: Rows, groups: int) -> torch.Tensor:

@@ -43,11 +43,12 @@ def weight_bounds(
         if starved is not None:
             group = chosen // (rows.s.shape[1] // params.num_expert_group)
             void = void | (~kept.gather(1, group) & starved[:, None])
-    s, error = s.masked_fill(void, 0.0), error.masked_fill(void, 0.0)
-    low, high = (s - error).clamp(min=0), s + error
+    s.masked_fill_(void, 0.0)
+    error.masked_fill_(void, 0.0)
+    low, high = (s - error).clamp_(min=0), error.add_(s)
     if vague is not None:
         # Where it is open which groups are kept, it is open which places dropped experts fill with weight 0.
-        low = low.masked_fill(vague[:, None], 0.0)
+        low.masked_fill_(vague[:, None], 0.0)
     low, high = _scaled(low, high, params, rules)
     if params.num_fused_shared_experts:
         value = 1.0 if params.apply_routed_scaling_factor_on_output else 1.0 / params.routed_scaling_factor
@@ -65,25 +66,29 @@ def _scaled(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Carry bounds of scores through renormalisation and scale."""
     steps = 0
+    unbounded = None
     if params.renormalize:
         high_sum, low_sum = high.sum(1, keepdim=True), low.sum(1, keepdim=True)
         # 0 / 0 stays 0.
-        least = torch.where(low > 0, low / (low + (high_sum - high)), 0.0)
-        most = torch.where(high > 0, high / (high + (low_sum - low)), 0.0)
-        if params.scoring == "sqrtsoftplus":
+        least = (low / (high_sum - high).add_(low)).masked_fill_(low == 0, 0.0)
+        most = (high / (low_sum - low).add_(high)).masked_fill_(high == 0, 0.0)
+        if params.may_be_open:
             # inf / inf is open.
             unbounded = high_sum.isinf()
-            least, most = least.masked_fill(unbounded, -torch.inf), most.masked_fill(unbounded, torch.inf)
         low, high = least, most
         steps += params.routed + 2
     scaled = rules.weights_scaled == "flag" or params.renormalize
     if params.apply_routed_scaling_factor_on_output and scaled:
-        low, high = low * params.routed_scaling_factor, high * params.routed_scaling_factor
+        low.mul_(params.routed_scaling_factor)
+        high.mul_(params.routed_scaling_factor)
         steps += 2
-    slack = 2 * steps * U
     if steps:
-        low = torch.where(low > 0, low * (1 - slack) - 2 * TINY, low)
-        high = torch.where(high > 0, high * (1 + slack) + 2 * TINY, high)
+        slack = 2 * steps * U
+        low.mul_(1 - slack).add_(low > 0, alpha=-2 * TINY)
+        high.mul_(1 + slack).add_(high > 0, alpha=2 * TINY)
+    if unbounded is not None:
+        low.masked_fill_(unbounded, -torch.inf)
+        high.masked_fill_(unbounded, torch.inf)
     return low, high
 
 

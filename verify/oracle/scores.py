@@ -28,15 +28,19 @@ def each(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> t
     """
     if x.device.type != "cpu" or not x.numel():
         return function(x)
-    flat = torch.nn.functional.pad(x.reshape(-1), (0, -x.numel() % 64))
-    share = len(flat) if torch.get_num_threads() == 1 else SERIAL
-    parts = [function(part) for part in flat.split(share)]
-    return torch.cat(parts)[: x.numel()].reshape(x.shape)
+    flat, rest = x.reshape(-1), -x.numel() % 64
+    if rest:
+        flat = torch.nn.functional.pad(flat, (0, rest))
+    if torch.get_num_threads() == 1 or len(flat) <= SERIAL:
+        made = function(flat)
+    else:
+        made = torch.cat([function(part) for part in flat.split(SERIAL)])
+    return (made[: x.numel()] if rest else made).view(x.shape)
 
 
 def exp_error(x: torch.Tensor) -> torch.Tensor:
     """Return the relative error bound of a float32 exp(x)."""
-    return (2.0 + 1.2 * x.abs()) * ULP
+    return x.abs().mul_(1.2 * ULP).add_(2.0 * ULP)
 
 
 def scores(logits: torch.Tensor, scoring: str) -> torch.Tensor:
@@ -75,8 +79,8 @@ def sum_error(logits: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
 
 def _power_error(shifted: torch.Tensor) -> torch.Tensor:
     """Return the relative error bound of exp of a rounded difference."""
-    own = exp_error(shifted) + U * shifted.abs()
-    return torch.where(shifted == -torch.inf, 0.0, own)
+    own = shifted.abs().mul_(1.2 * ULP + U).add_(2.0 * ULP)
+    return own.masked_fill_(shifted == -torch.inf, 0.0)
 
 
 def score_error(
@@ -108,23 +112,22 @@ def score_error(
     """
     if scoring == "sigmoid":
         # ds = s(1-s)·d(exp)/exp, then an addition, a division and the final rounding.
-        relative = 3 * ULP + (1 - s) * exp_error(logits)
+        relative = exp_error(logits).mul_(1 - s).add_(3 * ULP)
         flushed = s < 2 * TINY
         floor = TINY
     elif scoring == "softmax":
         if top is None:
             raise ValueError("top is None; allowed for softmax: the largest logit of each row")
-        relative = 3 * ULP + _power_error(logits - top)
+        relative = _power_error(logits - top).add_(3 * ULP)
         if common is not None:
-            relative = relative + common
+            relative.add_(common)
         flushed = s < 2 * TINY
         floor = TINY
     else:
         sp = softplus(logits)
         slope = torch.where(sp > 0, torch.sigmoid(logits) / sp, 1.0)
         slope = torch.where(logits == torch.inf, 0.0, slope * exp_error(logits))
-        relative = 3 * ULP + 0.5 * slope
+        relative = slope.mul_(0.5).add_(3 * ULP)
         flushed = sp < 2 * TINY
         floor = TINY**0.5
-    error = s * relative + flushed * floor
-    return error.masked_fill(logits.isinf(), 0.0)
+    return relative.mul_(s).add_(flushed, alpha=floor).masked_fill_(logits.isinf(), 0.0)
