@@ -133,6 +133,8 @@ class TensorSpec:
         if not self.shape:
             return block.reshape(())
         block = block.reshape(-1, *self.shape[1:])
+        if len(block) == self.shape[0]:
+            return block
         index = torch.arange(self.shape[0], device=device) % block.shape[0]
         return block[index].contiguous()
 

@@ -148,8 +148,7 @@ class _Plan:
 
     def make(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return the elements at `rows` × `columns` (int64, 1-d both), edits left out."""
-        block = rows % self.blocks
-        params = self.ints[block]
+        params = self._of_block(self.ints, rows)
 
         def param(i: int) -> torch.Tensor:
             return params[:, i : i + 1]
@@ -174,8 +173,14 @@ class _Plan:
             coarse = values.bfloat16().float()
             values = torch.where(param(_QUANTISED).bool(), coarse, values)
         if self.special and bits is not None:
-            values = self._with_specials(values, rows, columns, row_bits, block, param, bits)
+            values = self._with_specials(values, rows, columns, row_bits, param, bits)
         return values.to(self.dtype)
+
+    def _of_block(self, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return the entry of each row's block."""
+        if self.blocks == 1:
+            return table.expand(rows.numel(), *table.shape[1:])
+        return table.index_select(0, rows % self.blocks)
 
     def _index(
         self,
@@ -225,7 +230,6 @@ class _Plan:
         rows: torch.Tensor,
         columns: torch.Tensor,
         row_bits: torch.Tensor,
-        block: torch.Tensor,
         param: Callable[[int], torch.Tensor],
         bits: torch.Tensor,
     ) -> torch.Tensor:
@@ -235,7 +239,7 @@ class _Plan:
         if self.one:
             target = (row_bits >> 28) % self.columns
             here |= (columns == target) & chosen_row & param(_ONE).bool()
-        return torch.where(here, self.specials[block].unsqueeze(1), values)
+        return torch.where(here, self._of_block(self.specials, rows).unsqueeze(1), values)
 
 
 def _plan(
@@ -269,29 +273,23 @@ def _assemble(
     device: torch.device,
 ) -> _Plan:
     blocks, floats = recipe["blocks"], recipe["kind"] == "scores"
-    ints = np.zeros((len(blocks), 14), dtype=np.int64)
+    special = any("special" in block for block in blocks)
+    listed: list[tuple[int, ...]] = []
     offset = 0
-    for row, block, t in zip(ints, blocks, templates, strict=True):
+    for block, t in zip(blocks, templates, strict=True):
         turns = max(width // t.unit, 1) if t.unit else 1
-        row[:10] = (
-            t.mode,
-            len(t.values),
-            t.unit,
-            turns,
-            t.scatter,
-            t.bell,
-            *t.flat,
-            block.get("every", 1),
-        )
         where = block.get("where") if "special" in block else None
-        row[10:] = ({"some": _SOME, "all": _ALL}.get(where or "", 0), where == "one", t.quantised, offset)
+        chance = {"some": _SOME, "all": _ALL}.get(where or "", 0)
+        shape = (t.mode, len(t.values), t.unit, turns, t.scatter, t.bell, *t.flat, block.get("every", 1))
+        listed.append((*shape, chance, where == "one", t.quantised, offset))
         offset += len(t.values)
+    ints = np.array(listed, dtype=np.int64)
     table = np.concatenate([t.values for t in templates])
     specials = np.array([block.get("special", 0) for block in blocks], dtype=np.float64 if floats else np.int64)
     jitter = np.empty(0, dtype=np.float32)
     if floats:
         table = clamp_finite(table, dtype).astype(np.float32)
-        specials = clamp_finite(specials, dtype).astype(np.float32)
+        specials = (clamp_finite(specials, dtype) if special else specials).astype(np.float32)
         if any(t.jitter is not None for t in templates):
             quiet = [np.full(len(t.values), NO_JITTER) if t.jitter is None else t.jitter for t in templates]
             jitter = np.concatenate(quiet).astype(np.float32)
@@ -308,7 +306,7 @@ def _assemble(
         scatter=scatter,
         bell=any(t.bell for t in templates),
         quantised=any(t.quantised for t in templates),
-        special=any("special" in block for block in blocks),
+        special=special,
         one=any("special" in block and block["where"] == "one" for block in blocks),
         plain=all(len(t.values) == 1 for t in templates),
         ints=parts[0].view(ints.shape),
@@ -320,7 +318,9 @@ def _assemble(
 
 
 def _upload(arrays: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Bring arrays of int64 or float32 to the device as flat tensors, with a single copy."""
+    """Bring arrays of int64 or float32 to the device as flat tensors, with a single copy at most."""
+    if device.type == "cpu":
+        return [torch.from_numpy(a).view(-1) for a in arrays]
     words = [np.frombuffer(a.tobytes() + b"\0" * (-a.nbytes % 8), dtype=np.int64) for a in arrays]
     packed = torch.from_numpy(np.concatenate(words)).to(device).split([len(w) for w in words])
     floats = {np.dtype(np.float32): torch.float32}

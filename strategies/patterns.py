@@ -78,6 +78,8 @@ class Context:
 def clamp_finite(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Return the values with finite ones brought into the range of `dtype`, so that none turns infinite."""
     limit = _FINITE_MAX[dtype]
+    if (np.abs(values) <= limit).all():
+        return values
     with np.errstate(invalid="ignore"):
         return np.where(np.isfinite(values), np.clip(values, -limit, limit), values)
 

@@ -5,6 +5,7 @@ Only wrapping int64 arithmetic, shifts and masks: torch gives the same bits for 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -52,7 +53,7 @@ def host_permutation(seed: int, count: int) -> np.ndarray:
 def coprimes(modulus: int, seed: int) -> list[int]:
     """Return 16 multipliers coprime to `modulus`: 1, then random ones."""
     candidates = (host_bits(seed, 160) % np.uint64(modulus)).tolist()
-    kept = [c for c in candidates if math.gcd(c, modulus) == 1]
+    kept = itertools.islice((c for c in candidates if math.gcd(c, modulus) == 1), 15)
     return [1, *kept, *[1] * 15][:16]
 
 
