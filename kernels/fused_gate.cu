@@ -175,6 +175,8 @@ __device__ __forceinline__ bool in_best_group(TopTwo best, const GateParams& p, 
   const float apart = __fmaf_rn(fabsf(last_in), 1.f / (1 << 18), 2e-5f);  // four errors of an estimate
   const bool finite = worst > -infinity() && most < infinity();
   sure &= finite && (p.kept_groups == p.groups || best_out < last_in - apart);
+  // Where the two cancel, their sum is less exact than its size says.
+  sure &= !__any_sync(~0u, best.first > 1.f && best.second < -1.f);
   return sum >= last_in;
 }
 

@@ -12,9 +12,10 @@ from hypothesis import find, settings
 from simt import FOLDER, needs_compiler
 from typer.testing import CliRunner
 
-from moeproof.strategies.case import Case
+from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify.child import Inline
 from moeproof.verify.cli import _default_subjects, app
+from moeproof.verify.contract import arguments
 from moeproof.verify.execute import Runner
 from moeproof.verify.explore import beyond, explore, inside
 from moeproof.verify.finding import reduce_to_finding
@@ -65,6 +66,26 @@ def test_what_is_outside_their_domains_is_refused(op: str) -> None:
 
     explore(beyond(subject.domain), refused, start=3, count=200)
     assert {"the number of tokens" if op == "fused_gate" else "block_size", "topk"} <= seen
+
+
+@needs_compiler
+@pytest.mark.parametrize("pair", [(0.4947119653224945, 0.4949711859226227), (1.9270703792572021, 1.9276200532913208)])
+def test_groups_whose_best_two_cancel_are_told_apart_exactly(pair: tuple[float, float]) -> None:
+    """Biases of +-1024 leave of each score a multiple of 2^-13, here the same; an estimate can miss by one."""
+    logits = torch.full((9, 64), -torch.inf)
+    logits[:, 0], logits[:, 32] = pair
+    bias = torch.full((64,), -1024.0)
+    bias[[0, 32]] = 1024.0
+    rows = TensorSpec("float32", (9, 64), rows=(tuple(logits[0].tolist()),))
+    case = Case(
+        "fused_gate",
+        {"topk": 1, "num_expert_group": 2, "topk_group": 1, "renormalize": False},
+        {"logits": rows, "bias": TensorSpec("float32", (64,), rows=tuple(bias.tolist()))},
+    )
+    tensors, _ = case.build("cpu")
+    made = own("fused_gate").load()(arguments(case, tensors), {})
+    assert made is not None
+    assert made["indices"].flatten().tolist() == [0] * 9
 
 
 @needs_compiler
