@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from moeproof.verify.child import Alternating, Child, HarnessError, Isolated
 from moeproof.verify.execute import Outcome
 from moeproof.verify.subject import Subject, Unavailable, find, load_file
 
+PATIENCE = 120.0
+"""How long to wait for what is sure to come."""
 SUSPECT = """
 import os, pathlib, signal, subprocess, sys, time
 import torch
@@ -85,8 +87,20 @@ def suspects(file: Path) -> dict[str, Subject]:
 
 @pytest.fixture(scope="module")
 def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
-    with Child(seconds=1.0, inflight=tmp_path_factory.mktemp("flight") / "0.json") as child:
+    with Child(seconds=PATIENCE, inflight=tmp_path_factory.mktemp("flight") / "0.json") as child:
         yield child
+
+
+def hung(executor: Isolated, begun: Callable[[], bool]) -> Outcome:
+    """Return the outcome of a case that hangs, once it has got as far as to do so."""
+    executor.child.seconds = 0.5
+    try:
+        end = time.monotonic() + PATIENCE
+        while not begun() and time.monotonic() < end:
+            time.sleep(0.02)
+        return executor.end()
+    finally:
+        executor.child.seconds = PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -94,7 +108,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     [
         (2, "cuda_error", "killed by SIGSEGV"),
         (4, "cuda_error", "exit status 0"),
-        (5, "hang", "no result within 1 s"),
+        (5, "hang", "no result within 0.5 s"),
         (6, "cuda_error", "last words"),
     ],
 )
@@ -103,7 +117,8 @@ def test_a_death_is_an_outcome_and_the_next_case_runs(
 ) -> None:
     executor = Isolated(suspects["kernel"], child)
     starts = child.starts
-    outcome = executor.run(case(tokens))
+    executor.begin(case(tokens))
+    outcome = hung(executor, lambda: True) if check == "hang" else executor.end()
     assert outcome.checks == (check,)
     assert outcome.fatal
     assert words in outcome.violations[0].message
@@ -150,27 +165,33 @@ def _alive(pid: int) -> bool:
 
 
 def _gone(pid: int) -> bool:
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE
     while _alive(pid) and time.monotonic() < end:
         time.sleep(0.02)
     return not _alive(pid)
 
 
 def test_the_whole_process_group_is_killed(child: Child, suspects: dict[str, Subject], file: Path) -> None:
-    assert Isolated(suspects["kernel"], child).run(case(7)).checks == ("hang",)
-    assert _gone(int(file.with_name("helper.pid").read_text()))
+    executor, helper = Isolated(suspects["kernel"], child), file.with_name("helper.pid")
+    executor.begin(case(7))
+    assert hung(executor, lambda: helper.exists() and helper.read_text() != "").checks == ("hang",)
+    assert _gone(int(helper.read_text()))
 
 
 def test_the_case_is_on_disk_while_it_runs_and_stays_there_after_ctrl_c(
     suspects: dict[str, Subject], tmp_path: Path
 ) -> None:
     flight = tmp_path / "inflight" / "0.json"
-    with Child(seconds=60, inflight=flight) as child:
+    with Child(seconds=PATIENCE, inflight=flight) as child:
         executor = Isolated(suspects["kernel"], child)
-        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
+        executor.begin(case(5))
+
+        def interrupted() -> None:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            executor.end()
+
         with pytest.raises(KeyboardInterrupt):
-            executor.run(case(5))
+            interrupted()
         request = json.loads(flight.read_text())
         assert Case.from_json(request["case"]) == case(5)
         assert request["subject"] == suspects["kernel"].source

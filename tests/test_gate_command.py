@@ -193,12 +193,14 @@ def test_sigterm_leaves_reports_and_no_folders(repository: Path, tmp_path: Path)
     command = [sys.executable, "-m", "moeproof.verify.cli", "gate", "--base", "main", "--lanes", "lanes.toml"]
     command += ["--only", "bench", "--junit", "j.xml"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    end = time.monotonic() + 60
-    while not list((tmp_path / "tmp").glob(f"{PREFIX}*/base/work.py")) and time.monotonic() < end:
+    end = time.monotonic() + 300
+    while not list((tmp_path / "tmp").glob(f"{PREFIX}*/base/work.py")):
+        assert process.poll() is None
+        assert time.monotonic() < end
         time.sleep(0.05)
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2, output
     assert "no verdict: it was interrupted" in output
     assert ElementTree.parse(repository / "j.xml").getroot().get("errors") == "1"

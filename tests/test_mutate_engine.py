@@ -271,7 +271,7 @@ def test_a_terminal_shows_survivors(outcome: Outcome) -> None:
 
 
 def _odd_job(payload: str, tell: Callable[[int, float], None]) -> int:
-    tell(1, 0.5)
+    tell(1, 0.5 if payload == "spins" else 600.0)
     if payload == "dies":
         os.abort()
     if payload == "raises":
@@ -279,14 +279,14 @@ def _odd_job(payload: str, tell: Callable[[int, float], None]) -> int:
     while payload == "spins":
         pass
     for step in range(1000 if payload == "dawdles" else 2):
-        tell(step, 5.0)
+        tell(step, 600.0)
         time.sleep(0.05)
     return len(payload)
 
 
 def test_jobs_that_die_hang_or_raise_harm_no_other() -> None:
     names = ["fine", "dies", "raises", "spins", "dawdles", "good"]
-    done = {d.tag: d for d in run_jobs((Job(n, n, 4.0 if n == "dawdles" else 120.0) for n in names), _odd_job, 3)}
+    done = {d.tag: d for d in run_jobs((Job(n, n, 4.0 if n == "dawdles" else 600.0) for n in names), _odd_job, 3)}
     assert (done["fine"].result, done["good"].result) == (4, 4)
     assert done["dies"].error.startswith("died")
     assert "on purpose" in done["raises"].error

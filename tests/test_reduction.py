@@ -27,6 +27,7 @@ NORMAL = {
     "blocks": [{"pattern": "normal", "center": 0.0, "scale": 1.0, "quantised": False}],
     "edits": [],
 }
+MOST_TRIES = 200
 SUBJECTS = {entry.subject.name.removeprefix("zoo:"): entry.subject for entry in WRONG}
 
 
@@ -51,10 +52,14 @@ def first_failure(subject: Subject, check: str, *, refusal: bool = False) -> tup
     return executor, *found[0]
 
 
-def reduced(slug: str, check: str, *, refusal: bool = False, seconds: float = 15.0) -> tuple[Case, Reduced]:
+def reduced(slug: str, check: str, *, refusal: bool = False) -> tuple[Case, Reduced]:
     """Return the first failing case of a subject of the zoo, and what it is reduced to."""
     executor, case, violation = first_failure(SUBJECTS[slug], check, refusal=refusal)
-    return case, reduce_case(executor, case, violation, seconds=seconds, refusal=refusal)
+    result = reduce_case(executor, case, violation, seconds=300, refusal=refusal)
+    # Effort is counted in runs: a slow machine needs as many.
+    assert result.complete
+    assert result.tries <= MOST_TRIES
+    return case, result
 
 
 def rows(result: Reduced, name: str) -> object:
@@ -94,7 +99,7 @@ def test_wrapped_ids_shrink_to_one_id() -> None:
 
 
 def test_a_size_that_matters_is_kept() -> None:
-    _, result = reduced("align-uint8-count", "align_layout", seconds=3)
+    _, result = reduced("align-uint8-count", "align_layout")
     assert math.prod(result.case.tensors["topk_ids"].shape) == 256
 
 

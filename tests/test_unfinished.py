@@ -90,14 +90,14 @@ def test_a_slow_subject_and_a_tiny_limit_give_one_name(
 def test_what_is_cut_short_is_the_kept_finding_that_it_would_become(
     tmp_path: Path, fuzz: Callable[..., Summary]
 ) -> None:
-    whole = fuzz(tmp_path, 60.0)
+    whole = fuzz(tmp_path, 600.0)
     assert names(whole) == [("tie_order", True)]
     again = fuzz(tmp_path, NO_TIME, seed=4)
     assert list(again.findings) == list(whole.findings)
     assert next(iter(again.findings.values()))["known"]
 
 
-@pytest.mark.parametrize("seconds", [(NO_TIME, 60.0), (60.0, NO_TIME)])
+@pytest.mark.parametrize("seconds", [(NO_TIME, 600.0), (600.0, NO_TIME)])
 def test_one_that_is_cut_short_waits_for_the_next(
     seconds: tuple[float, ...], tmp_path: Path, fuzz: Callable[..., Summary]
 ) -> None:
@@ -130,9 +130,9 @@ def test_a_kept_finding_must_still_happen_and_be_of_the_same_subject(tmp_path: P
     kept = _finding(wrong, gate(((0.0, 0.0),)), complete=True)
     kept.write(tmp_path)
     larger = _finding(wrong, gate(((1.0, 1.0, 0.5),) * 9, scoring="softmax"), complete=False)
-    assert attributed(larger, tmp_path, Inline(wrong), 60.0) == kept.identity
-    assert attributed(larger, tmp_path, Inline(right), 60.0) is None  # it was mended
-    assert attributed(replace(larger, subject=right), tmp_path, Inline(wrong), 60.0) is None
+    assert attributed(larger, tmp_path, Inline(wrong), 600.0) == kept.identity
+    assert attributed(larger, tmp_path, Inline(right), 600.0) is None  # it was mended
+    assert attributed(replace(larger, subject=right), tmp_path, Inline(wrong), 600.0) is None
 
 
 def test_reduction_takes_traits_away_and_adds_none() -> None:
