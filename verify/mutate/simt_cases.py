@@ -22,11 +22,12 @@ from moeproof.verify.contract import arguments, output_specs
 from moeproof.verify.explore import derived, explore, inside
 from moeproof.verify.extras import sampled
 from moeproof.verify.guard import POISONS, carve
-from moeproof.verify.simt.subjects import DOMAINS, MODULES, SM_COUNT, own
+from moeproof.verify.simt.devices import PLAIN, standing_in
+from moeproof.verify.simt.subjects import DOMAINS, MODULES, own
 
 from .judge import Attempt
 
-VERSION = 2
+VERSION = 3
 """Changes with the choice of cases: verdicts of another choice are judged again."""
 SMALL = {"fused_gate": 1 << 12, "moe_align_block_size": 1 << 12}
 """Largest number of elements in the main tensor of most cases: a launch costs milliseconds."""
@@ -86,10 +87,14 @@ def foci(op: str) -> list[Focus]:
     if isinstance(whole, AlignDomain):
         many = replace(whole, tokens=range(260, 400), topk=range(8, 9), max_ids=small, thresholds={})
         few_experts = replace(many, experts=range(1, 513), layouts=("contiguous",))
+        # Where one loop over the experts ends with the last of them, and where the last warps and slices have some.
+        wide = replace(many, experts=(*range(520, 1040, 8), *range(3584, 4097, 8)))
         most = LARGE_IDS // 8
         large = replace(few_experts, tokens=range(most // 2, most), max_ids=LARGE_IDS, block_sizes=range(1, 65))
-        rest = [Focus(domain, small, 0.32) for domain in (whole, many, few_experts)]
-        return [*rest, Focus(large, LARGE_IDS, 0.04)]
+        # What align_few counts with several ids a thread, where there are multiprocessors enough.
+        some = replace(whole, tokens=range(65, 129), topk=range(8, 9), thresholds={})
+        rest = [Focus(domain, small, 0.24) for domain in (whole, many, few_experts)]
+        return [*rest, *(Focus(domain, small, 0.12) for domain in (wide, some)), Focus(large, LARGE_IDS, 0.04)]
     raise ValueError(f"op is {op!r}; allowed on the executor: {', '.join(DOMAINS)}")
 
 
@@ -132,9 +137,8 @@ def _spread(case: Case) -> Case:
 class _Dry:
     """An executor that launches nothing, and notes what it should have."""
 
-    sm_count = SM_COUNT
-
     def __init__(self) -> None:
+        self.sm_count = PLAIN.sm_count
         self.names: dict[tuple[str, str], None] = {}
 
     def load(self, file: str, name: str) -> Any:
@@ -151,8 +155,9 @@ def launches(op: str, case: Case) -> list[tuple[str, str]]:
     tensors, _ = case.build("cpu")
     outputs = carve(output_specs(case, own(op)), torch.device("cpu"), POISONS[0]).outputs
     function = getattr(importlib.import_module(f"moeproof.kernels.{MODULES[op]}"), op)
-    with use_executor(dry):
-        function(**arguments(case, tensors), out=tuple(outputs.values()))
+    given = arguments(case, tensors)
+    with use_executor(dry), standing_in(dry, op, given):
+        function(**given, out=tuple(outputs.values()))
     return list(dry.names)
 
 

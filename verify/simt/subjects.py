@@ -15,6 +15,7 @@ from moeproof.strategies.domain import AlignDomain, Domain, GateDomain
 from moeproof.strategies.domain_check import allowed_text
 from moeproof.verify.subject import OUTPUTS, Call, Subject, SubjectError
 
+from .devices import PLAIN, standing_in
 from .executor import Executor, Session, tensors_of
 from .module import runtime
 from .schedule import derived
@@ -22,10 +23,15 @@ from .schedule import derived
 SOURCES = Path(importlib.import_module("moeproof.kernels.launcher").__file__ or "").parent
 MODULES = {"fused_gate": "fused_gate", "moe_align_block_size": "align_block_size"}
 """Modules of the host code, by op. `append_shared_experts` is no CUDA C++."""
-SM_COUNT = 2
 DOMAINS: dict[str, Domain] = {
-    "fused_gate": GateDomain(shared=range(32), tokens=range(65), thresholds={"tokens": (2 * SM_COUNT,)}),
-    "moe_align_block_size": AlignDomain(topk=range(65), block_sizes=range(1, 257), max_ids=2048, tokens=range(2049)),
+    "fused_gate": GateDomain(shared=range(32), tokens=range(65), thresholds={"tokens": (2 * PLAIN.sm_count,)}),
+    "moe_align_block_size": AlignDomain(
+        topk=range(65),
+        block_sizes=range(1, 257),
+        max_ids=2048,
+        tokens=range(2049),
+        thresholds={"ids": (64, 256, 320, 512, 1024)},
+    ),
 }
 
 
@@ -50,12 +56,12 @@ def own(op: str, sources: Path | None = None, *, name: str | None = None) -> Sub
         raise SubjectError(f"op is {op!r}; allowed on the SIMT executor: {', '.join(MODULES)}")
 
     def load() -> Call:
-        executor = Executor(sources or SOURCES, SM_COUNT)
+        executor = Executor(sources or SOURCES)
         function = getattr(importlib.import_module(f"moeproof.kernels.{MODULES[op]}"), op)
 
         def on_cpu(**args: Any) -> Any:
             _check_size(DOMAINS[op], args)
-            with use_executor(executor):
+            with use_executor(executor), standing_in(executor, op, args):
                 return function(**args)
 
         return _call(on_cpu, op)

@@ -1,0 +1,73 @@
+"""What own host code plans for on the executor: devices so small that small inputs take every path of the kernels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from moeproof.kernels import align_plan
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, as far as plans know it.
+
+    Attributes
+    ----------
+    sm_count : int
+        Its multiprocessors.
+    align : mapping of str to int
+        Numbers of `align_plan` that differ: a kernel has to work with any, so that what a plan chooses for millions
+        of ids can be had with a thousand.
+    """
+
+    sm_count: int
+    align: Mapping[str, int] = field(default_factory=dict)
+
+
+PLAIN = Device(2)
+DEVICES: dict[str, tuple[Device, ...]] = {
+    "fused_gate": (PLAIN,),
+    "moe_align_block_size": (
+        PLAIN,
+        # A thread of align_few counts several ids; the tiles share a column out to several warps.
+        Device(32),
+        # Rounds in which most warps rank nothing.
+        Device(2, {"WARPS": 3, "CHUNKS": 2, "MANY_TILES": 2}),
+        # Rounds in which the one warp that ranks fills all its chunks.
+        Device(2, {"WARPS": 1, "MANY_TILES": 3}),
+        # More tiles than scan_tiles keeps the counts of in registers.
+        Device(256, {"OWN": 2, "TILES": 160, "MIN_TILE": 8}),
+    ),
+}
+"""By op; odd numbers of them, since most sizes of real models are even."""
+
+
+class Planned(Protocol):
+    """What `launcher.use_executor` takes, as far as devices are concerned."""
+
+    sm_count: int
+
+
+def device_of(op: str, arguments: Mapping[str, Any]) -> Device:
+    """Return the device of a call: E and B decide, so that it stays while a failing case's ids are reduced."""
+    devices = DEVICES[op]
+    numbers = (int(arguments.get(name, 0)) for name in ("num_experts", "block_size"))
+    return devices[sum(numbers) % len(devices)]
+
+
+@contextlib.contextmanager
+def standing_in(executor: Planned, op: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Have host code plan for the device of a call, in the whole process."""
+    device = device_of(op, arguments)
+    executor.sm_count = device.sm_count
+    usual = {name: getattr(align_plan, name) for name in device.align}
+    try:
+        for name, value in device.align.items():
+            setattr(align_plan, name, value)
+        yield
+    finally:
+        for name, value in usual.items():
+            setattr(align_plan, name, value)
