@@ -33,6 +33,7 @@ DOMAINS: dict[str, Domain] = {
         thresholds={"ids": (64, 256, 320, 512, 1024)},
     ),
 }
+"""What the subjects claim. The thresholds are where plans for `devices.DEVICES` change."""
 
 
 def own(op: str, sources: Path | None = None, *, name: str | None = None) -> Subject:
