@@ -95,6 +95,9 @@ def test_the_usual_numbers_come_back() -> None:
         ("many-tiles", "at += counts[j];", "at = counts[j];"),
         ("last-slice", "if (lane == 31) bases", "if (lane == 30) bases"),
         ("hundreds-of-ids", "tid + j * THREADS < first", "tid - j * THREADS < first"),
+        ("minus-one-before-last", "if (expert < 0) peers = 0;", ";"),
+        ("over-255-apart", "+ e] = (unsigned short)sum;", "+ e] = (unsigned char)sum;"),
+        ("over-255-wide", "*count = (unsigned short)sum;", "*count = (unsigned char)sum;"),
         ("one-over-a-tile", "begin < tile_end; begin += p.own", "begin < tile_end - 1; begin += p.own"),
     ],
 )
