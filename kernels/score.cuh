@@ -34,7 +34,7 @@ __device__ __forceinline__ float tanh_approx(float x) {  // to 2^-11 of the resu
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  return tanhf(x);
+  return __tanhf(x);
 #endif
 }
 

@@ -172,6 +172,20 @@ def test_conversions_to_integers_saturate() -> None:
     assert _words(words[:9].tolist()) == [0, 1, 0, 3000000000, 0, 2**32 - 1, 0, 2**32 - 1, 0]
 
 
+def test_a_fast_tanh_errs_as_far_as_documented() -> None:
+    small = torch.linspace(-3, 3, 26).tolist()
+    values = torch.tensor([*small, 0.0, 40.0, -40.0, float("inf"), float("-inf"), float("nan")])
+    out = torch.empty(32)
+    with Session({"in": values}, {"out": out}):
+        program.launch("fast_tanh", 1, 32, values, out)
+    wanted = torch.tanh(values[:26].double())
+    error = (out[:26] - wanted) / wanted
+    assert 2.0**-12 < error.abs().max() <= 2.0**-11
+    assert error.min() < 0 < error.max()
+    assert out[26:31].tolist() == [0, 1, -1, 1, -1]
+    assert out[31].isnan()
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES[::3], ids=str)
 def test_three_dimensions(schedule: Schedule) -> None:
     out = _ints(2 * 3 * 2 * 4 * 3 * 2)
