@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ pytest.importorskip("tree_sitter_cuda")
 from mutation_kit import TOY, ToyJudge
 from typer.testing import CliRunner
 
+from moeproof.verify import corpus
 from moeproof.verify.cli import app
 from moeproof.verify.mutate import simt_cases, simt_judge
 from moeproof.verify.mutate.judge import Attempt, JudgeError, NotCompiled
@@ -96,6 +98,19 @@ def test_a_panel_holds_each_template_argument_while_there_is_room() -> None:
     assert {b[-2] for b in chosen if "<" in b} == set("0123")
     assert "a.cu:g" in chosen
     assert simt_cases.panel(builds, 100) == set(builds)
+    given = {"a.cu:f<0, 0>", "a.cu:f<0, 1>"}
+    assert given < simt_cases.panel(builds, 5, given)
+    assert simt_cases.panel(builds, 1, given) == given
+
+
+def test_small_cases_of_the_corpus_are_tried_in_other_batches() -> None:
+    entries, _ = corpus.load([corpus.SHIPPED])
+    small = [e.case for e in entries if e.case.op == "fused_gate" and 0 < math.prod(e.case.main.shape) <= 1 << 12]
+    found = simt_cases.cases("fused_gate", 10, seed=0)
+    assert len(small) > 40
+    assert [a.case for a in found[: len(small)]] == small
+    assert any(a.case.tensors["bias"].strides == (2,) for a in found if "bias" in a.case.tensors)
+    assert {"alone", "halves", "permuted"} <= set(found[0].extras)
 
 
 @pytest.mark.parametrize("op", ["fused_gate", "moe_align_block_size"])
@@ -121,6 +136,7 @@ def test_the_executor_tells_a_mutant_from_the_kernel(tmp_path: Path, monkeypatch
     if (reason := judge.missing()) is not None:
         pytest.skip(reason)
     monkeypatch.setitem(simt_cases.BUILDS, "fused_gate", 1)
+    monkeypatch.setattr(corpus, "SHIPPED", tmp_path / "none")
     attempts = simt_cases.cases("fused_gate", 12, seed=2)
     session = judge.load(KERNELS, None)
     session.prepare(attempts[0])

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from moeproof.strategies.domain_check import why_outside
 from moeproof.verify import corpus
 from moeproof.verify.contract import arguments, output_specs
 from moeproof.verify.explore import derived, explore, inside
-from moeproof.verify.extras import sampled
+from moeproof.verify.extras import of_check, sampled
 from moeproof.verify.guard import POISONS, carve
 from moeproof.verify.simt.devices import PLAIN, standing_in
 from moeproof.verify.simt.subjects import DOMAINS, MODULES, own
@@ -34,8 +34,8 @@ SMALL = {"fused_gate": 1 << 12, "moe_align_block_size": 1 << 12}
 LARGE_IDS = 1 << 16
 LARGE_ROWS = 1 << 14
 """The same of the few cases that reach loops over many tiles, or over many rows."""
-BUILDS = {"fused_gate": 14, "moe_align_block_size": 12}
-"""How many instantiations are compiled."""
+BUILDS = {"fused_gate": 18, "moe_align_block_size": 12}
+"""How many instantiations are compiled, unless the corpus needs more."""
 SURPLUS = 4
 """So many cases are drawn for each that is kept: the others need instantiations that are not compiled."""
 _ALIGNED = tuple(range(8, 520, 8))
@@ -43,6 +43,8 @@ _PAIRS = ((2, 1), (4, 2), (8, 4), (8, 1), (8, 8), (16, 4), (32, 8), (3, 2), (6, 
 """(groups, kept groups) of real models, extreme ones, and numbers that leave lanes without a group."""
 STRIDED_EVERY = 3
 """One case in so many has its one-dimensional tensors spread out in memory."""
+CORPUS_EXTRAS = of_check("batch_variance")
+"""Checks that every case of the corpus gets: some show only in what differs between two sizes of batch."""
 _ARGUMENT = re.compile(r"[<,]\s*([^,<>]+)")
 
 
@@ -103,6 +105,7 @@ def cases(op: str, count: int, seed: int) -> list[Attempt]:
     entries, _ = corpus.load([corpus.SHIPPED])
     kept = [e.case for e in entries if e.case.op == op and math.prod(e.case.main.shape) <= SMALL[op]]
     kept = [case for case in kept if why_outside(case, DOMAINS[op]) is None]
+    kept += [other for case in kept if (other := _spread(case)) != case]
     drawn: list[Case] = []
     for number, focus in enumerate(foci(op)):
         strategy = inside(op, focus.domain, max_elements=focus.elements)
@@ -111,7 +114,8 @@ def cases(op: str, count: int, seed: int) -> list[Attempt]:
         explore(strategy, drawn.append, start=start, count=max(1, round(count * surplus * focus.share)))
     drawn = [_spread(case) if n % STRIDED_EVERY == 0 else case for n, case in enumerate(drawn)]
     builds = {id(case): ";".join(f"{file}:{name}" for file, name in launches(op, case)) for case in (*kept, *drawn)}
-    chosen = panel([b for b in builds.values() if b], BUILDS[op])
+    given = {builds[id(case)] for case in kept} - {""}
+    chosen = panel([b for b in builds.values() if b], BUILDS[op], given)
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in drawn:
         groups[builds[id(case)]].append(case)
@@ -121,8 +125,8 @@ def cases(op: str, count: int, seed: int) -> list[Attempt]:
         group.sort(key=lambda case: math.prod(case.main.shape) <= SMALL[op])
     turns = itertools.zip_longest(*(groups[b] for b in sorted(chosen) if b in groups))
     spread = [case for turn in turns for case in turn if case is not None][:count]
-    fitting = [case for case in kept if builds[id(case)] in chosen] + spread
-    return [Attempt(op, case, sampled(n, op), builds[id(case)]) for n, case in enumerate(fitting)]
+    picked = [Attempt(op, case, CORPUS_EXTRAS, builds[id(case)]) for case in kept if builds[id(case)]]
+    return picked + [Attempt(op, case, sampled(n, op), builds[id(case)]) for n, case in enumerate(spread)]
 
 
 def _spread(case: Case) -> Case:
@@ -161,15 +165,16 @@ def launches(op: str, case: Case) -> list[tuple[str, str]]:
     return list(dry.names)
 
 
-def panel(builds: Sequence[str], most: int) -> set[str]:
+def panel(builds: Sequence[str], most: int, given: Iterable[str] = ()) -> set[str]:
     """Return few builds in which each template argument takes each of its values, as far as `most` allows.
 
-    Chosen one after the other: the one with most values not seen yet, among those the one with most cases.
+    Those `given` come first. The others are chosen one after the other: the one with most values not seen yet, among
+    those the one with most cases.
     """
     counts = Counter(builds)
     traits = {build: _traits(build) for build in counts}
-    seen: set[str] = set()
-    chosen: set[str] = set()
+    chosen = set(given)
+    seen = {trait for build in chosen for trait in traits[build]}
     while len(chosen) < min(most, len(counts)):
         best = max(
             (b for b in sorted(counts) if b not in chosen),
