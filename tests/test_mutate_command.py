@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -14,11 +15,14 @@ pytest.importorskip("tree_sitter_cuda")
 from mutation_kit import TOY, ToyJudge
 from typer.testing import CliRunner
 
+from moeproof.kernels.gate_plan import FILE, plan
+from moeproof.strategies.domain import GateDomain
 from moeproof.verify import corpus
 from moeproof.verify.cli import app
 from moeproof.verify.mutate import simt_cases, simt_judge
 from moeproof.verify.mutate.judge import Attempt, JudgeError, NotCompiled
 from moeproof.verify.mutate.simt_judge import SimtJudge
+from moeproof.verify.simt.subjects import SM_COUNT
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="mutants are compiled with g++")
 KERNELS = Path(simt_judge.__file__).parents[2] / "kernels"
@@ -98,9 +102,19 @@ def test_a_panel_holds_each_template_argument_while_there_is_room() -> None:
     assert {b[-2] for b in chosen if "<" in b} == set("0123")
     assert "a.cu:g" in chosen
     assert simt_cases.panel(builds, 100) == set(builds)
-    given = {"a.cu:f<0, 0>", "a.cu:f<0, 1>"}
-    assert given < simt_cases.panel(builds, 5, given)
-    assert simt_cases.panel(builds, 1, given) == given
+    assert simt_cases.panel(builds, 1, builds[5:7]) == set(builds[5:7])
+    assert "a.cu:g" in simt_cases.panel(builds, 3, builds[5:7])
+
+
+def test_foci_on_many_rows_give_a_team_several() -> None:
+    domains = [f.domain for f in simt_cases.foci("fused_gate") if f.compiled]
+    assert len(domains) >= 3
+    for domain in domains:
+        assert isinstance(domain, GateDomain)
+        for experts, tokens in itertools.product(domain.experts, (domain.tokens[0], domain.tokens[-1])):
+            chosen = plan(tokens, experts, biased=domain.bias == "required", sm_count=SM_COUNT)
+            assert chosen.file == FILE
+            assert tokens > chosen.grid * chosen.teams * 32 // chosen.lanes
 
 
 def test_small_cases_of_the_corpus_are_tried_in_other_batches() -> None:

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,9 +33,10 @@ SMALL = {"fused_gate": 1 << 12, "moe_align_block_size": 1 << 12}
 """Largest number of elements in the main tensor of most cases: a launch costs milliseconds."""
 LARGE_IDS = 1 << 16
 LARGE_ROWS = 1 << 14
-"""The same of the few cases that reach loops over many tiles, or over many rows."""
-BUILDS = {"fused_gate": 18, "moe_align_block_size": 12}
-"""How many instantiations are compiled, unless the corpus needs more."""
+LARGE_SPLIT = 1 << 16
+"""The same of the few cases that reach loops over many tiles, over many rows, or over many rows that are split."""
+BUILDS = {"fused_gate": 20, "moe_align_block_size": 12}
+"""How many instantiations are compiled."""
 SURPLUS = 4
 """So many cases are drawn for each that is kept: the others need instantiations that are not compiled."""
 _ALIGNED = tuple(range(8, 520, 8))
@@ -60,11 +61,14 @@ class Focus:
         Largest number of elements in the main tensor.
     share : float
         Their share among all cases; the shares of an op add up to 1.
+    compiled : bool
+        All instantiations that they need are compiled.
     """
 
     domain: Domain
     elements: int
     share: float
+    compiled: bool = False
 
 
 def foci(op: str) -> list[Focus]:
@@ -72,19 +76,29 @@ def foci(op: str) -> list[Focus]:
     whole = DOMAINS[op]
     small = SMALL[op]
     if isinstance(whole, GateDomain):
-        # More rows than the grid has teams, so that a team has several.
-        rows = replace(whole, experts=range(1, 17), tokens=range(90, 200))
         fast = replace(whole, layouts=("contiguous",), scorings=("sigmoid", "softmax"), groups="none")
         grouped = replace(fast, experts=tuple(range(32, 520, 32)), groups=_PAIRS, topk=range(1, 9))
         split = replace(fast, experts=tuple(range(520, 2100, 8)), tokens=range(1, 9))
-        domains = (whole, replace(fast, experts=_ALIGNED), grouped, split)
-        fast_rows = replace(fast, experts=(8, 16, 32, 64), tokens=range(90, 200))
-        split_rows = replace(split, experts=(520, 600, 1024), tokens=range(17, 30))
+        # Enough rows that a warp does two at once.
+        pairs = replace(fast, experts=tuple(range(40, 257, 8)), tokens=range(9, 18), topk=range(1, 17))
+        grouped_pairs = replace(grouped, experts=tuple(range(48, 257, 16)), tokens=range(9, 18))
+        # More rows than the grid has teams, so that a team has several.
+        plain = replace(fast, logits_dtypes=("float32",), scorings=("sigmoid",))
+        rows = replace(whole, experts=range(1, 17), tokens=range(90, 200))
+        fast_rows = replace(plain, experts=(8, 16, 32), tokens=range(90, 129))
+        pair_rows = replace(plain, experts=(40, 48, 64), tokens=range(161, 250), topk=range(1, 9))
+        split_rows = replace(plain, experts=(1032, 1280), tokens=range(33, 40), bias="required")
         return [
-            *(Focus(domain, small, 0.22) for domain in domains),
+            Focus(whole, small, 0.18),
+            Focus(replace(fast, experts=_ALIGNED), small, 0.16),
+            Focus(grouped, small, 0.18),
+            Focus(split, small, 0.14),
+            Focus(pairs, small, 0.12),
+            Focus(grouped_pairs, small, 0.1),
             Focus(rows, small, 0.04),
-            Focus(fast_rows, LARGE_ROWS, 0.04),
-            Focus(split_rows, LARGE_ROWS, 0.04),
+            Focus(fast_rows, small, 0.02, compiled=True),
+            Focus(pair_rows, LARGE_ROWS, 0.03, compiled=True),
+            Focus(split_rows, LARGE_SPLIT, 0.03, compiled=True),
         ]
     if isinstance(whole, AlignDomain):
         many = replace(whole, tokens=range(260, 400), topk=range(8, 9), max_ids=small, thresholds={})
@@ -107,15 +121,19 @@ def cases(op: str, count: int, seed: int) -> list[Attempt]:
     kept = [case for case in kept if why_outside(case, DOMAINS[op]) is None]
     kept += [other for case in kept if (other := _spread(case)) != case]
     drawn: list[Case] = []
+    needed = list(kept)
     for number, focus in enumerate(foci(op)):
         strategy = inside(op, focus.domain, max_elements=focus.elements)
         start = derived(seed, "mutate", op, number)
         surplus = SURPLUS if focus.elements == SMALL[op] else 1
-        explore(strategy, drawn.append, start=start, count=max(1, round(count * surplus * focus.share)))
-    drawn = [_spread(case) if n % STRIDED_EVERY == 0 else case for n, case in enumerate(drawn)]
+        found: list[Case] = []
+        explore(strategy, found.append, start=start, count=max(1, round(count * surplus * focus.share)))
+        found = [_spread(case) if n % STRIDED_EVERY == 0 else case for n, case in enumerate(found, len(drawn))]
+        drawn += found
+        needed += found if focus.compiled else []
     builds = {id(case): ";".join(f"{file}:{name}" for file, name in launches(op, case)) for case in (*kept, *drawn)}
-    given = {builds[id(case)] for case in kept} - {""}
-    chosen = panel([b for b in builds.values() if b], BUILDS[op], given)
+    always = {builds[id(case)] for case in needed if builds[id(case)]}
+    chosen = panel([b for b in builds.values() if b], BUILDS[op], always)
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in drawn:
         groups[builds[id(case)]].append(case)
@@ -165,15 +183,15 @@ def launches(op: str, case: Case) -> list[tuple[str, str]]:
     return list(dry.names)
 
 
-def panel(builds: Sequence[str], most: int, given: Iterable[str] = ()) -> set[str]:
+def panel(builds: Sequence[str], most: int, always: Collection[str] = ()) -> set[str]:
     """Return few builds in which each template argument takes each of its values, as far as `most` allows.
 
-    Those `given` come first. The others are chosen one after the other: the one with most values not seen yet, among
-    those the one with most cases.
+    Those of `always`, whatever `most` is; then one after the other the one with most values not seen yet, among those
+    the one with most cases.
     """
     counts = Counter(builds)
     traits = {build: _traits(build) for build in counts}
-    chosen = set(given)
+    chosen = set(always)
     seen = {trait for build in chosen for trait in traits[build]}
     while len(chosen) < min(most, len(counts)):
         best = max(
