@@ -261,7 +261,8 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS,
       for (int w = 0; w < blockDim.x >> 5; ++w) best.first = fmaxf(best.first, heads[w][lane]);
     }
     const float bound = bound_of<LANES, GROUPED>(best.first, best.second, p.routed, contest.key);
-    const float least = __fsub_rn(bound, slack<SCORING, SCORED, FINE>(bound));
+    // Finite even where the bound is not, since what is no expert has -inf.
+    const float least = fmaxf(__fsub_rn(bound, slack<SCORING, SCORED, FINE>(bound)), -LARGEST);
     unsigned mask = 0;
 #pragma unroll
     for (int j = 0; j < VPL; ++j)
@@ -282,7 +283,6 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS,
       count = collect<LANES>(mask, sub, codes[team][nth]);
     }
     sure = everyone || (sure && count >= p.routed && count <= SLOTS_A_ROW);
-    const int theirs = sure ? count : 0;  // of an unsure row not all have a slot, nor need be experts
 
     // The expert with a code; 0 is the code of a real one.
     const auto id_of = [&](int code) {
@@ -290,18 +290,19 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS,
       if (!GROUPED) return j / VEC * turns + owner * VEC + j % VEC;
       return groups.group_of(owner) * groups.size + (j / VEC * groups.lanes() + groups.within(owner)) * VEC + j % VEC;
     };
-    if (ROWS == 2 && !__any_sync(~0u, theirs > LANES)) {
-      const int slot = lane & (LANES - 1), id = id_of(slot < theirs ? codes[team][nth][slot] : 0);
+    if (ROWS == 2 && !__any_sync(~0u, count > LANES)) {
+      const int slot = lane & (LANES - 1), id = id_of(slot < count ? codes[team][nth][slot] : 0);
       const Exact<DTYPE, SCORING, SCORED> exact{p, row.data, peak, scale};
-      settle<LANES>(p, index, present && (sure || !live), !live, id, theirs, exact, contest);
+      settle<LANES>(p, index, present && (sure || !live), !live, id, count, exact, contest);
     } else if (!SPLIT || (sure && warp == 0)) {
       for (int r = 0; r < ROWS && base + r < rows; ++r) {  // more candidates than half a warp has slots
         const int first = r * LANES & 31;
         const bool settled = __shfl_sync(~0u, sure, first), padded = !__shfl_sync(~0u, live, first);
-        const int held = __shfl_sync(~0u, theirs, first), id = id_of(lane < held ? codes[team][r][lane] : 0);
+        const int held = __shfl_sync(~0u, count, first), theirs = settled ? held : 0;  // not all of too many have a slot
+        const int id = id_of(lane < theirs ? codes[team][r][lane] : 0);
         const Exact<DTYPE, SCORING, SCORED> exact{p, row_at(p, base + r, DTYPE, 1).data,
                                                   __shfl_sync(~0u, peak, first), __shfl_sync(~0u, scale, first)};
-        settle<32>(p, base + r, settled || padded, padded, id, held, exact, contest);
+        settle<32>(p, base + r, settled || padded, padded, id, theirs, exact, contest);
       }
     }
     if (SPLIT) {

@@ -9,6 +9,8 @@
 
 #include "gate_row.cuh"
 
+constexpr float LARGEST = 3.40282347e+38f;  // finite float
+
 // Estimate of an expert's c up to a constant of the row, from its logit. FINE: to 1e-6, else to 3e-4.
 template <int SCORING, bool SCORED, bool FINE>
 __device__ __forceinline__ float estimate(float x, float bias, float peak, float scale) {

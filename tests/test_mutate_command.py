@@ -22,7 +22,7 @@ from moeproof.verify.cli import app
 from moeproof.verify.mutate import simt_cases, simt_judge
 from moeproof.verify.mutate.judge import Attempt, JudgeError, NotCompiled
 from moeproof.verify.mutate.simt_judge import SimtJudge
-from moeproof.verify.simt.subjects import SM_COUNT
+from moeproof.verify.simt.devices import PLAIN
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="mutants are compiled with g++")
 KERNELS = Path(simt_judge.__file__).parents[2] / "kernels"
@@ -113,7 +113,7 @@ def test_foci_on_many_rows_give_a_team_several() -> None:
     for domain in domains:
         assert isinstance(domain, GateDomain)
         for experts, tokens in itertools.product(domain.experts, (domain.tokens[0], domain.tokens[-1])):
-            chosen = plan(tokens, experts, biased=domain.bias == "required", sm_count=SM_COUNT)
+            chosen = plan(tokens, experts, biased=domain.bias == "required", sm_count=PLAIN.sm_count)
             assert chosen.file == FILE
             assert tokens > chosen.grid * chosen.teams * 32 // chosen.lanes
 

@@ -11,6 +11,7 @@ import torch
 
 from moeproof.kernels import gate_plan
 from moeproof.kernels.compiler import CompileError, compile_cubin, nvrtc_version
+from moeproof.strategies.domain import AlignDomain, Domain, GateDomain
 from moeproof.verify.execute import Runner
 from moeproof.verify.simt.module import load, runtime
 from moeproof.verify.simt.subjects import own
@@ -24,6 +25,11 @@ from .source import INCLUDE
 FILES = {"fused_gate": (gate_plan.FILE, gate_plan.GENERIC_FILE), "moe_align_block_size": ("align_block_size.cu",)}
 """The .cu files that hold each op's kernels."""
 ARCH = "sm_90"
+ANY: dict[str, Domain] = {
+    "fused_gate": GateDomain(shared=range(32)),
+    "moe_align_block_size": AlignDomain(topk=range(65)),
+}
+"""Mutants are tried with sizes that the subjects leave out for their cost."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ class _SimtSession:
         """Run a case; return its first violation."""
         if attempt.op not in self.runners:
             torch.set_num_threads(1)
-            self.runners[attempt.op] = Runner(own(attempt.op, self.sources), torch.device("cpu"))
+            self.runners[attempt.op] = Runner(
+                own(attempt.op, self.sources, domain=ANY[attempt.op]), torch.device("cpu")
+            )
         outcome = self.runners[attempt.op].run(attempt.case, attempt.extras)
         return next((Failure(v.check, v.message) for v in outcome.violations), None)

@@ -28,15 +28,15 @@ DOMAINS: dict[str, Domain] = {
     "moe_align_block_size": AlignDomain(
         topk=range(65),
         block_sizes=range(1, 257),
-        max_ids=2048,
-        tokens=range(2049),
+        max_ids=2304,
+        tokens=range(2305),
         thresholds={"ids": (64, 256, 320, 512, 1024)},
     ),
 }
 """What the subjects claim. The thresholds are where plans for `devices.DEVICES` change."""
 
 
-def own(op: str, sources: Path | None = None, *, name: str | None = None) -> Subject:
+def own(op: str, sources: Path | None = None, *, name: str | None = None, domain: Domain | None = None) -> Subject:
     """Return an own kernel as a subject that runs on the CPU, from the same host code and sources as on a GPU.
 
     Parameters
@@ -47,6 +47,8 @@ def own(op: str, sources: Path | None = None, *, name: str | None = None) -> Sub
         Folder of the ``.cu`` and ``.cuh`` files; the shipped ones by default.
     name : str, optional
         The subject's name, ``own:OP@simt`` by default.
+    domain : Domain, optional
+        The sizes that it takes, by default those that a launch takes milliseconds for.
 
     Raises
     ------
@@ -56,12 +58,14 @@ def own(op: str, sources: Path | None = None, *, name: str | None = None) -> Sub
     if op not in MODULES:
         raise SubjectError(f"op is {op!r}; allowed on the SIMT executor: {', '.join(MODULES)}")
 
+    claimed = domain or DOMAINS[op]
+
     def load() -> Call:
         executor = Executor(sources or SOURCES)
         function = getattr(importlib.import_module(f"moeproof.kernels.{MODULES[op]}"), op)
 
         def on_cpu(**args: Any) -> Any:
-            _check_size(DOMAINS[op], args)
+            _check_size(claimed, args)
             with use_executor(executor), standing_in(executor, op, args):
                 return function(**args)
 
@@ -71,7 +75,7 @@ def own(op: str, sources: Path | None = None, *, name: str | None = None) -> Sub
         name=name or f"own:{op}@simt",
         op=op,
         load=load,
-        domain=DOMAINS[op],
+        domain=claimed,
         device="cpu",
         refuses=True,
         version=_version,
