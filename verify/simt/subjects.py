@@ -78,6 +78,8 @@ def own(op: str, sources: Path | None = None, *, name: str | None = None, domain
         domain=claimed,
         device="cpu",
         refuses=True,
+        layout_invariant=True,
+        dtype_invariant=True,
         version=_version,
         tags=("own", "simt"),
     )
