@@ -33,7 +33,7 @@ compile-report: $(READY)
 
 # A sample of planted bugs in the CUDA sources; fails if fuzzing finds too few of them. No GPU.
 mutation-sample: $(READY)
-	$(PY) -m moeproof.verify.cli mutate kernels --sample 40 --cases 100 --seed 1 --floor 80 --out .moeproof/mutation-sample $(ARGS)
+	$(PY) -m moeproof.verify.cli mutate kernels --sample 40 --cases 100 --seed 1 --floor 90 --out .moeproof/mutation-sample $(ARGS)
 
 # On a machine with a CUDA device: everything, the tests that need one included.
 test-gpu: $(READY)
