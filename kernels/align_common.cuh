@@ -36,7 +36,7 @@ __device__ __forceinline__ int quotient(int n, Divisor by) {
 
 // The least multiple of the block size that is >= position.
 __device__ __forceinline__ int padded(const AlignParams& p, int position) {
-  return quotient(position + p.block_size - 1, p.block) * p.block_size;
+  return quotient((unsigned)position + p.block_size - 1, p.block) * p.block_size;
 }
 
 // Experts of the N flat indices first, first + step, … less than first + left; -1 for the others and where there is
