@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import tempfile
@@ -314,13 +315,16 @@ class Engine:
             else:
                 yield mutant, verdict
         rest: dict[str, tuple[Mutant, Verdict]] = {}
-        for mutant, verdict in self._compare(work, alive):
+        # One that is listed needs no second reason.
+        listed = [(m, v) for m, v in alive if equivalent.reason_for(m, self.entries) is not None]
+        others = [(m, v) for m, v in alive if equivalent.reason_for(m, self.entries) is None]
+        for mutant, verdict in itertools.chain(listed, self._compare(work, others)):
             if verdict.status == SURVIVED and len(orders[mutant.id]) > FIRST_CASES:
                 rest[mutant.id] = mutant, verdict
             else:
                 yield mutant, verdict
-        others = {i: o[FIRST_CASES:] for i, o in orders.items()}
-        for mutant, verdict in self._try(work, [m for m, _ in rest.values()], others, orders):
+        later = {i: o[FIRST_CASES:] for i, o in orders.items()}
+        for mutant, verdict in self._try(work, [m for m, _ in rest.values()], later, orders):
             before = rest[mutant.id][1]
             spent, cases = before.seconds + verdict.seconds, before.cases + verdict.cases
             yield mutant, Verdict(verdict.status, verdict.check, verdict.message, cases, spent, verdict.reaching)
