@@ -21,6 +21,7 @@ from moeproof.verify.metamorphic.shown import spelled
 from moeproof.verify.metamorphic.views import relabelled, relaid, widened
 from moeproof.verify.reduce.engine import reduce_case
 from moeproof.verify.subject import Subject
+from moeproof.verify.trial import Trial
 from moeproof.verify.violation import CHECKS, Violation
 
 CPU = torch.device("cpu")
@@ -115,6 +116,25 @@ def test_only_what_a_subject_promises_is_compared_bit_for_bit() -> None:
     assert flagged(replace(last, batch_invariant=False), gate()) == set()
     # Without the bits the contract still holds.
     assert flagged(replace(ZOO["gate-misread-strided"], layout_invariant=False), gate()) == {"layout"}
+
+
+def test_a_cast_may_make_any_nan_and_a_copy_none_but_its_own() -> None:
+    """A float16 NaN becomes another float32 NaN in torch's vector loop than in what is left of a row."""
+    case = append(1)
+    tensors, _ = case.build(CPU)
+    right = next(s for s in RIGHT if s.op == "append_shared_experts")
+    nans = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32)
+    one = torch.tensor([[0.5, 0.25, 0.0]])
+    copied, cast = one.clone(), one.clone()
+    copied[0, 0], cast[0, 2] = nans[0], nans[0]
+    others = copied.clone(), cast.clone()
+    others[0][0, 0], others[1][0, 2] = nans[1], nans[1]
+    for shared, free in ((tensors["shared_weights"], True), (tensors["shared_weights"].float(), False)):
+        args = arguments(case, tensors) | {"shared_weights": shared}
+        assert (
+            Trial(right, right.load(), case, args, {"weights": cast}).differs({"weights": others[1]}) is None
+        ) == free
+        assert Trial(right, right.load(), case, args, {"weights": copied}).differs({"weights": others[0]}) is not None
 
 
 def test_a_domain_bounds_the_variants() -> None:

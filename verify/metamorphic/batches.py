@@ -14,7 +14,6 @@ import torch
 
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain import AlignDomain, Domain, GateDomain
-from moeproof.verify.guard import as_bytes
 from moeproof.verify.trial import Trial
 from moeproof.verify.violation import MAX_ROWS, Violation
 
@@ -153,7 +152,8 @@ def _compare_rows(trial: Trial, case: Case, index: torch.Tensor) -> Violation | 
         if got is None or got.shape != (len(index), *want.shape[1:]) or got.dtype != want.dtype:
             kind = "missing" if got is None else f"{tuple(got.shape)} {got.dtype}"
             return Violation("batch_variance", f"{name} is {kind} in a batch of {len(index)} rows")
-        wrong = ((as_bytes(got) != as_bytes(want)[index.clamp(min=0)]).any(1) & valid).nonzero().flatten()
+        differ = trial.bits(name, got) != trial.bits(name, want)[index.clamp(min=0)]
+        wrong = (differ.any(1) & valid).nonzero().flatten()
         if len(wrong):
             at = int(wrong[0])
             row = int(index[at])
