@@ -239,6 +239,17 @@ def test_returned_outputs_may_be_any_view() -> None:
     assert runner(transposed).run(GATE).violations == ()
 
 
+def test_returned_outputs_may_have_any_stride_beside_a_length_of_one() -> None:
+    """As torch's argsort gives them; such a tensor counts as contiguous."""
+
+    def odd(args: Args, outputs: Outputs) -> Outputs:
+        return {n: v.as_strided(v.shape, (1, 2) if v.dim() == 2 else (2,)) for n, v in outputs.items()}
+
+    column = Case("fused_gate", {"topk": 1}, {"logits": TensorSpec("float32", (2, 1), rows=((0.0,), (1.0,)))})
+    assert runner(odd).run(column).violations == ()
+    assert runner(odd).run(GATE.but(topk=1, logits=TensorSpec("float32", (1, 4), rows=ROWS[:1]))).violations == ()
+
+
 # -- inputs --------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +304,25 @@ def test_accident_is_no_refusal() -> None:
         raise IndexError("list index out of range")
 
     assert only(runner(accident).run(GATE, refusal=True)).startswith("domain: ")
+
+
+@pytest.mark.parametrize("refusal", [False, True])
+def test_the_harness_s_own_failure_is_not_blamed_on_the_subject(refusal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("the harness's own")
+
+    tested = runner(nothing)
+    monkeypatch.setattr("moeproof.verify.execute.arguments", fail)
+    with pytest.raises(RuntimeError, match="the harness's own"):
+        tested.run(GATE, refusal=refusal)
+
+
+def test_a_result_that_is_no_mapping_is_the_subject_s_fault() -> None:
+    def number(args: Args, outputs: Outputs) -> Any:
+        return 7
+
+    text = only(runner(number).run(GATE))
+    assert text == "domain: raises inside its claimed domain: TypeError: 'int' object is not iterable"
 
 
 def test_devices() -> None:

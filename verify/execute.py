@@ -76,11 +76,21 @@ class Runner:
 
     subject: Subject
     device: torch.device
-    call: Call = field(init=False)
+    _loaded: Call = field(init=False)
     _extra: str = field(init=False, default="")
+    _own: Exception | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.call = self.subject.load()
+        self._loaded = self.subject.load()
+
+    def call(self, args: dict[str, Any], outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+        """Call the subject; what it raises, or returns that is no mapping, is held to be its own."""
+        try:
+            made = self._loaded(args, outputs)
+            return None if made is None else dict(made)
+        except Exception as error:
+            self._own = error
+            raise
 
     @property
     def device_name(self) -> str:
@@ -100,6 +110,11 @@ class Runner:
             Names of further checks to run if the case itself is right: of `EXTRAS`, or classes of their violations.
         refusal : bool
             The case is outside the domain: the subject has to raise.
+
+        Raises
+        ------
+        Exception
+            Whatever goes wrong outside the subject's call on a device that still works: a fault of the harness.
         """
         tokens = _tokens(case)
         self._extra = ""
@@ -109,8 +124,12 @@ class Runner:
                 found = self._refused(case)
             else:
                 found = self._judged(case, extras)
-        except Exception as error:  # whatever a subject raises is a result, not a fault of the harness
+        except Exception as error:
+            if not self._is_subjects(error):
+                raise
             return self._raised(error, tokens, path, refusal)
+        finally:
+            self._own = None
         return Outcome(tuple(found), tokens, path)
 
     @torch.inference_mode()
@@ -123,6 +142,8 @@ class Runner:
             return {name: plain(list(literal(value))) for name, value in made.items()}
         except Exception as error:  # whatever a subject raises belongs into the report
             return {"error": describe_error(error), "fatal": is_context_lost(self.device)}
+        finally:
+            self._own = None
 
     def _launch(self, args: dict[str, Any], carved: Carved) -> dict[str, torch.Tensor]:
         made = self.call(args, carved.outputs)
@@ -235,6 +256,11 @@ class Runner:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return [Violation("domain", f"accepts silently what it claims to refuse: {case.note}")]
+
+    def _is_subjects(self, error: Exception) -> bool:
+        """Say whether an error is a result: raised by the subject, by a variant of it, or late, by what it launched."""
+        late = self.device.type == "cuda" and "CUDA error" in str(error)
+        return error is self._own or bool(self._extra) or late or is_context_lost(self.device)
 
     def _raised(self, error: Exception, tokens: int, path: str, refusal: bool) -> Outcome:
         text = describe_error(error)

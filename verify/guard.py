@@ -205,5 +205,6 @@ class Kept:
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's contents as bytes, ``[rows, bytes a row]``."""
     rows = tensor.shape[0] if tensor.dim() else 1
-    flat = tensor.contiguous().view(torch.uint8) if tensor.numel() else tensor.new_empty(0, dtype=torch.uint8)
-    return flat.reshape(rows, -1) if tensor.numel() else flat.reshape(rows, 0)
+    # Contiguous is not enough: a stride beside a length of 1 may be anything, and views of other types refuse that.
+    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+    return flat.view(rows, flat.numel() // max(rows, 1))
