@@ -329,3 +329,11 @@ def test_events_are_lines_of_json_that_later_runs_add_to(tmp_path: Path) -> None
         log.close()
     lines = (tmp_path / "logs" / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["run 1", "run 2"]
+
+
+def test_a_subject_of_which_no_case_can_be_drawn_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only cases end this campaign: without an error it would draw for ever."""
+    monkeypatch.setattr("moeproof.verify.explore.CHOICES", 1)
+    summary, _ = fuzz(tmp_path, TIE)
+    assert not summary.findings
+    assert "no case of its domain can be drawn: 1 random bytes were too few" in summary.unavailable[f"zoo:{TIE}"]

@@ -108,6 +108,12 @@ def test_exploring_is_repeatable_and_an_exception_ends_it() -> None:
         explore(STRATEGIES["gate"], lambda case: 1 // 0, start=0, count=1)  # type: ignore[arg-type, return-value]
 
 
+def test_exploring_says_if_nothing_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moeproof.verify.explore.CHOICES", 1)
+    with pytest.raises(NoChoicesLeftError, match="1 random bytes were too few for each of 3 tries"):
+        explore(STRATEGIES["gate"], lambda case: None, start=0, count=3)  # type: ignore[arg-type]
+
+
 def test_helpers_draw_from_any_source() -> None:
     @composite
     def pairs(draw: Bytes, choices: str) -> tuple[str, bool]:

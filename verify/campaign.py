@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hypothesis.errors import FailedHealthCheck, Unsatisfiable
-
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain_check import why_outside
+from moeproof.strategies.draws import NoChoicesLeftError
 
 from . import corpus
 from .child import Alternating, Child, Executor, HarnessError, Inline, Isolated
@@ -251,7 +250,7 @@ class Campaign:
             with self._timed(state):
                 explore(strategy, body, start=start, count=max(2, count))
                 self._end_cases(state)
-        except (Unsatisfiable, FailedHealthCheck) as error:
+        except NoChoicesLeftError as error:
             self._lost(state, f"no case of its domain can be drawn: {error}")
 
     def _case(self, state: State, case: Case, *, extras: tuple[str, ...], refusal: bool = False) -> None:
@@ -385,9 +384,8 @@ class Campaign:
                 self._release(state, key)
 
     def _release(self, state: State, key: str) -> None:
-        if key in state.held:
-            _, raw = state.held.pop(key)
-            raw.unlink(missing_ok=True)
+        _, raw = state.held.pop(key)
+        raw.unlink(missing_ok=True)
 
     def _keep(self, finding: Finding) -> None:
         """Write a finding, unless it is kept already, and report it."""

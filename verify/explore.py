@@ -58,15 +58,24 @@ def explore(strategy: SearchStrategy[Case], body: Callable[[Case], None], *, sta
         Seed.
     count : int
         How many.
+
+    Raises
+    ------
+    NoChoicesLeftError
+        If not one of them could be drawn.
     """
     function = function_of(strategy)
     choices = random.Random(start)
+    drawn = 0
     for _ in range(count):
         try:
             case = function(Bytes(choices.randbytes(CHOICES)))
         except NoChoicesLeftError:
             continue
+        drawn += 1
         body(case)
+    if count and not drawn:
+        raise NoChoicesLeftError(f"{CHOICES} random bytes were too few for each of {count} tries")
 
 
 def derived(*parts: object) -> int:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from hypothesis.errors import FailedHealthCheck, Unsatisfiable
-
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain_check import why_outside
+from moeproof.strategies.draws import NoChoicesLeftError
 from moeproof.strategies.presets import presets_in
 from moeproof.verify.campaign import CHUNK, Campaign, State
 from moeproof.verify.child import Child, HarnessError, Isolated
@@ -157,7 +156,7 @@ class GateCampaign(Campaign):
         try:
             strategy = inside(subject.op, subject.domain, max_elements=limit)
             explore(strategy, drawn.append, start=derived(self.config.seed, what, subject.name), count=count)
-        except (Unsatisfiable, FailedHealthCheck, ValueError) as error:
+        except (NoChoicesLeftError, ValueError) as error:
             self._lost(state, f"no case of its domain can be drawn: {error}")
         for case in drawn:
             if state.out or self._is_late(state):

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hypothesis.errors import FailedHealthCheck, Unsatisfiable
-
 from moeproof.strategies.case import Case, CaseError
 from moeproof.strategies.domain_check import why_outside
+from moeproof.strategies.draws import NoChoicesLeftError
 from moeproof.verify import corpus
 from moeproof.verify.child import HarnessError
 from moeproof.verify.coverage import Coverage, expert_buckets
@@ -102,7 +101,7 @@ def generated_work(
         try:
             strategy = inside(subject.op, subject.domain, max_elements=ELEMENTS)
             explore(strategy, drawn.append, start=derived(seed, subject.name), count=cases)
-        except (Unsatisfiable, FailedHealthCheck, ValueError) as error:
+        except (NoChoicesLeftError, ValueError) as error:
             problems.append(f"{subject.name}: no case of its domain can be drawn: {error}")
         fitting = [c for c in [*chosen_cases, *drawn] if why_outside(c, subject.domain) is None]
         work.append(Work(subject, tuple(tools), tuple(fitting)))
