@@ -175,6 +175,8 @@ class Engine:
         self.sources, self.every, self.chosen = select(plan)
         self.users = users_of(plan.folder)
         self.entries = equivalent.load(plan.equivalents)
+        found = {m.id: equivalent.reason_for(m, self.entries) for m in self.chosen}
+        self.listed = {i: reason for i, reason in found.items() if reason is not None}
         self.ops = {
             name: tuple(sorted({op for file in users for op in judge.ops(file)})) for name, users in self.users.items()
         }
@@ -222,8 +224,7 @@ class Engine:
         return outcome
 
     def _key(self, mutant: Mutant) -> str:
-        listed = equivalent.reason_for(mutant, self.entries) is not None
-        return self.keys[mutant.file] + ("-listed" if listed else "")
+        return self.keys[mutant.file] + ("-listed" if mutant.id in self.listed else "")
 
     def _collect(self, outcome: Outcome, store: Store) -> None:
         outcome.stale = [e.title for e in equivalent.stale(self.entries, self.every)]
@@ -232,7 +233,7 @@ class Engine:
             if verdict is None:
                 outcome.untried += 1
                 continue
-            reason = equivalent.reason_for(mutant, self.entries)
+            reason = self.listed.get(mutant.id)
             if reason is not None and verdict.dead:
                 outcome.refuted.append(f"{mutant.title}: {verdict.check}: {verdict.message}")
             elif reason is not None and verdict.status == SURVIVED:
@@ -316,8 +317,8 @@ class Engine:
                 yield mutant, verdict
         rest: dict[str, tuple[Mutant, Verdict]] = {}
         # One that is listed needs no second reason.
-        listed = [(m, v) for m, v in alive if equivalent.reason_for(m, self.entries) is not None]
-        others = [(m, v) for m, v in alive if equivalent.reason_for(m, self.entries) is None]
+        listed = [(m, v) for m, v in alive if m.id in self.listed]
+        others = [(m, v) for m, v in alive if m.id not in self.listed]
         for mutant, verdict in itertools.chain(listed, self._compare(work, others)):
             if verdict.status == SURVIVED and len(orders[mutant.id]) > FIRST_CASES:
                 rest[mutant.id] = mutant, verdict
@@ -332,8 +333,7 @@ class Engine:
     def _order(self, mutant: Mutant) -> list[int]:
         assert self._baseline is not None
         mark = innermost(list(self._baseline.regions), mutant.file, mutant.start, mutant.end)
-        listed = equivalent.reason_for(mutant, self.entries) is not None
-        count = max(1, self.plan.cases // (LISTED_SHARE if listed else 1))
+        count = max(1, self.plan.cases // (LISTED_SHARE if mutant.id in self.listed else 1))
         turn = TURN if mutant.id in self.made.numbers else ALONE_TURN
         return self._baseline.order(self.ops[mutant.file], mark, count, turn)
 

@@ -38,9 +38,9 @@ def each(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> t
     return (made[: x.numel()] if rest else made).view(x.shape)
 
 
-def exp_error(x: torch.Tensor) -> torch.Tensor:
-    """Return the relative error bound of a float32 exp(x)."""
-    return x.abs().mul_(1.2 * ULP).add_(2.0 * ULP)
+def exp_error(x: torch.Tensor, rounding: float = 0.0) -> torch.Tensor:
+    """Return the relative error bound of a float32 exp(x), where x itself is off by `rounding` of it at most."""
+    return x.abs().mul_(1.2 * ULP + rounding).add_(2.0 * ULP)
 
 
 def scores(logits: torch.Tensor, scoring: str) -> torch.Tensor:
@@ -79,8 +79,7 @@ def sum_error(logits: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
 
 def _power_error(shifted: torch.Tensor) -> torch.Tensor:
     """Return the relative error bound of exp of a rounded difference."""
-    own = shifted.abs().mul_(1.2 * ULP + U).add_(2.0 * ULP)
-    return own.masked_fill_(shifted == -torch.inf, 0.0)
+    return exp_error(shifted, U).masked_fill_(shifted == -torch.inf, 0.0)
 
 
 def score_error(
