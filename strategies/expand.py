@@ -38,6 +38,9 @@ _ALL = 1 << rng.BITS
 # Columns of the table of integers, one row a block.
 _MODE, _SIZE, _UNIT, _TURNS, _SCATTER, _BELL, _MUL, _DIV, _MOD, _EVERY, _CHANCE, _ONE, _QUANTISED, _OFFSET = range(14)
 
+Param = torch.Tensor | int
+"""A parameter of blocks: of each row's block, or of the only one."""
+
 
 def expand(
     recipe: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
@@ -117,7 +120,7 @@ def rows_of(
     flat = len(shape) == 1
     row_ids = torch.zeros(1, dtype=torch.int64, device=device) if flat else chosen
     column_ids = chosen if flat else torch.arange(columns, device=device)
-    out = plan.make(row_ids, column_ids)
+    out = plan.make(row_ids, column_ids).contiguous()
     for row, column, value in _last_edits(recipe, rows, columns):
         here = (row_ids == row).unsqueeze(1) & (column_ids == column).unsqueeze(0)
         out.masked_fill_(here, _rounded(value, dtype))
@@ -134,60 +137,60 @@ class _Plan:
     columns: int
     dtype: torch.dtype
     modes: frozenset[int]
-    scatter: bool
     bell: bool
     quantised: bool
     special: bool
     one: bool
     plain: bool
-    ints: torch.Tensor
+    ints: torch.Tensor | tuple[int, ...]
     table: torch.Tensor
     jitter: torch.Tensor | None
-    specials: torch.Tensor
-    multipliers: torch.Tensor
+    specials: torch.Tensor | None
+    multipliers: torch.Tensor | None
 
     def make(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return the elements at `rows` × `columns` (int64, 1-d both), edits left out."""
-        params = self._of_block(self.ints, rows)
-
-        def param(i: int) -> torch.Tensor:
-            return params[:, i : i + 1]
-
+        param = self._params(rows)
         random = RANDOM in self.modes and not self.plain
         needs_bits = random or self.jitter is not None or self.special
         bits = rng.element_bits(self.seed, rows, columns) if needs_bits else None
         shape = (rows.numel(), columns.numel())
         row_bits = rng.row_bits(self.seed, rows) if PERMUTED in self.modes or self.one else rows
-        index = params[:, _OFFSET]
-        if not self.plain:
-            places = self._index(rows, columns, row_bits, param, bits) + param(_OFFSET)
-            index = places.expand(shape).reshape(-1)
-            values = self.table.index_select(0, index).view(shape)
+        if self.plain:
+            # A block's one entry is its offset, too.
+            values = self._of_block(self.table, rows).expand(shape)
+            scale = None if self.jitter is None else self._of_block(self.jitter, rows)
         else:
-            values = self.table.index_select(0, index).unsqueeze(1).expand(shape)
-        if self.jitter is not None and bits is not None:
-            scale = self.jitter.index_select(0, index)
-            scale = scale.unsqueeze(1) if self.plain else scale.view(shape)
+            places = self._index(rows, columns, row_bits, param, bits)
+            index = (places if self.blocks == 1 else places + param(_OFFSET)).expand(shape).reshape(-1)
+            values = self.table.index_select(0, index).view(shape)
+            scale = None if self.jitter is None else self.jitter.index_select(0, index).view(shape)
+        if scale is not None and bits is not None:
             values = self._jitter_bits(bits, param(_BELL)).mul_(scale).add_(values)
         if self.quantised:
-            coarse = values.bfloat16().float()
-            values = torch.where(param(_QUANTISED).bool(), coarse, values)
+            coarse, chosen = values.bfloat16().float(), param(_QUANTISED)
+            values = torch.where(chosen != 0, coarse, values) if isinstance(chosen, torch.Tensor) else coarse
         if self.special and bits is not None:
             values = self._with_specials(values, rows, columns, row_bits, param, bits)
         return values.to(self.dtype)
 
+    def _params(self, rows: torch.Tensor) -> Callable[[int], Param]:
+        """Return what gives a column of the table of integers: a number if there is one block, else ``[rows, 1]``."""
+        if isinstance(self.ints, tuple):
+            return self.ints.__getitem__
+        params = self.ints.index_select(0, rows % self.blocks)
+        return lambda i: params[:, i : i + 1]
+
     def _of_block(self, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return the entry of each row's block."""
-        if self.blocks == 1:
-            return table.expand(rows.numel(), *table.shape[1:])
-        return table.index_select(0, rows % self.blocks)
+        """Return the entry of each row's block, one a block, to be broadcast: ``[rows, 1]`` or ``[1]``."""
+        return table if self.blocks == 1 else table.index_select(0, rows % self.blocks).unsqueeze(1)
 
     def _index(
         self,
         rows: torch.Tensor,
         columns: torch.Tensor,
         row_bits: torch.Tensor,
-        param: Callable[[int], torch.Tensor],
+        param: Callable[[int], Param],
         bits: torch.Tensor | None,
     ) -> torch.Tensor:
         found: dict[int, torch.Tensor] = {}
@@ -203,18 +206,18 @@ class _Plan:
                 param(_UNIT),
                 param(_TURNS),
                 param(_SCATTER),
-                self.scatter,
             )
         if FLAT in self.modes:
             place = torch.div(rows, self.blocks, rounding_mode="floor").mul_(self.columns).unsqueeze(1) + columns
             scaled = torch.div(place * param(_MUL), param(_DIV), rounding_mode="floor")
             found[FLAT] = scaled % param(_MOD)
-        index = found.popitem()[1]
-        for mode, other in found.items():
-            index = torch.where(param(_MODE) == mode, other, index)
+        index, modes = found.popitem()[1], param(_MODE)
+        if isinstance(modes, torch.Tensor):
+            for mode, other in found.items():
+                index = torch.where(modes == mode, other, index)
         return index
 
-    def _jitter_bits(self, bits: torch.Tensor, bell: torch.Tensor) -> torch.Tensor:
+    def _jitter_bits(self, bits: torch.Tensor, bell: Param) -> torch.Tensor:
         """Return one uniform draw, or the sum of three where `bell`, as float32 (exact: below 2^24)."""
         ones = (1 << rng.BITS) - 1
         z = (bits >> 64 - rng.BITS).bitwise_and_(ones)
@@ -230,7 +233,7 @@ class _Plan:
         rows: torch.Tensor,
         columns: torch.Tensor,
         row_bits: torch.Tensor,
-        param: Callable[[int], torch.Tensor],
+        param: Callable[[int], Param],
         bits: torch.Tensor,
     ) -> torch.Tensor:
         local = torch.div(rows, self.blocks, rounding_mode="floor").unsqueeze(1)
@@ -238,8 +241,9 @@ class _Plan:
         here = rng.draw(bits, rng.SPECIAL) < param(_CHANCE) * chosen_row
         if self.one:
             target = (row_bits >> 28) % self.columns
-            here |= (columns == target) & chosen_row & param(_ONE).bool()
-        return torch.where(here, self._of_block(self.specials, rows).unsqueeze(1), values)
+            here |= (columns == target) & chosen_row & (param(_ONE) != 0)
+        assert self.specials is not None
+        return torch.where(here, self._of_block(self.specials, rows), values)
 
 
 def _plan(
@@ -273,58 +277,61 @@ def _assemble(
     device: torch.device,
 ) -> _Plan:
     blocks, floats = recipe["blocks"], recipe["kind"] == "scores"
-    special = any("special" in block for block in blocks)
-    listed: list[tuple[int, ...]] = []
+    ints: list[tuple[int, ...]] = []
     offset = 0
     for block, t in zip(blocks, templates, strict=True):
         turns = max(width // t.unit, 1) if t.unit else 1
         where = block.get("where") if "special" in block else None
-        chance = {"some": _SOME, "all": _ALL}.get(where or "", 0)
-        shape = (t.mode, len(t.values), t.unit, turns, t.scatter, t.bell, *t.flat, block.get("every", 1))
-        listed.append((*shape, chance, where == "one", t.quantised, offset))
+        chance = _SOME if where == "some" else _ALL if where == "all" else 0
+        flags = (int(t.scatter), int(t.bell), *t.flat, block.get("every", 1), chance, int(where == "one"))
+        ints.append((t.mode, len(t.values), t.unit, turns, *flags, int(t.quantised), offset))
         offset += len(t.values)
-    ints = np.array(listed, dtype=np.int64)
-    table = np.concatenate([t.values for t in templates])
-    specials = np.array([block.get("special", 0) for block in blocks], dtype=np.float64 if floats else np.int64)
-    jitter = np.empty(0, dtype=np.float32)
+    arrays = {"table": _joined([t.values for t in templates])}
+    if special := any("special" in block for block in blocks):
+        arrays["specials"] = np.array([b.get("special", 0) for b in blocks], dtype=np.float64 if floats else np.int64)
     if floats:
-        table = clamp_finite(table, dtype).astype(np.float32)
-        specials = (clamp_finite(specials, dtype) if special else specials).astype(np.float32)
-        if any(t.jitter is not None for t in templates):
-            quiet = [np.full(len(t.values), NO_JITTER) if t.jitter is None else t.jitter for t in templates]
-            jitter = np.concatenate(quiet).astype(np.float32)
-    scatter = any(t.scatter for t in templates)
-    multipliers = np.array(rng.coprimes(width, recipe["seed"]) if scatter else [1], dtype=np.int64)
-    parts = _upload([ints, multipliers, table, specials, jitter], device)
+        arrays = {name: clamp_finite(values, dtype).astype(np.float32) for name, values in arrays.items()}
+    if any(t.jitter is not None for t in templates):
+        quiet = [np.full(len(t.values), NO_JITTER) if t.jitter is None else t.jitter for t in templates]
+        arrays["jitter"] = _joined(quiet).astype(np.float32)
+    if any(t.scatter for t in templates):
+        arrays["multipliers"] = np.array(rng.coprimes(width, recipe["seed"]), dtype=np.int64)
+    if len(blocks) > 1:
+        arrays["ints"] = np.array(ints, dtype=np.int64)
+    made = _upload(arrays, device)
     return _Plan(
         seed=rng.mix(recipe["seed"]),
         blocks=len(blocks),
         width=width,
         columns=columns,
         dtype=dtype,
-        modes=frozenset(t.mode for t in templates),
-        scatter=scatter,
+        modes=frozenset([t.mode for t in templates]),
         bell=any(t.bell for t in templates),
         quantised=any(t.quantised for t in templates),
         special=special,
-        one=any("special" in block and block["where"] == "one" for block in blocks),
-        plain=all(len(t.values) == 1 for t in templates),
-        ints=parts[0].view(ints.shape),
-        multipliers=parts[1],
-        table=parts[2],
-        specials=parts[3],
-        jitter=parts[4] if jitter.size else None,
+        one=special and any(i[_ONE] for i in ints),
+        plain=offset == len(blocks),
+        ints=made["ints"].view(len(blocks), -1) if len(blocks) > 1 else ints[0],
+        table=made["table"],
+        jitter=made.get("jitter"),
+        specials=made.get("specials"),
+        multipliers=made.get("multipliers"),
     )
 
 
-def _upload(arrays: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _upload(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
     """Bring arrays of int64 or float32 to the device as flat tensors, with a single copy at most."""
     if device.type == "cpu":
-        return [torch.from_numpy(a).view(-1) for a in arrays]
-    words = [np.frombuffer(a.tobytes() + b"\0" * (-a.nbytes % 8), dtype=np.int64) for a in arrays]
+        return {name: torch.from_numpy(a).view(-1) for name, a in arrays.items()}
+    words = [np.frombuffer(a.tobytes() + b"\0" * (-a.nbytes % 8), dtype=np.int64) for a in arrays.values()]
     packed = torch.from_numpy(np.concatenate(words)).to(device).split([len(w) for w in words])
     floats = {np.dtype(np.float32): torch.float32}
-    return [p.view(floats.get(a.dtype, torch.int64))[: a.size] for p, a in zip(packed, arrays, strict=True)]
+    pairs = zip(packed, arrays.items(), strict=True)
+    return {name: p.view(floats.get(a.dtype, torch.int64))[: a.size] for p, (name, a) in pairs}
 
 
 @dataclass

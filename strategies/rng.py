@@ -84,12 +84,11 @@ def draw(bits: torch.Tensor, multiplier: int) -> torch.Tensor:
 def permute(
     columns: torch.Tensor,
     modulus: int,
-    multipliers: torch.Tensor,
+    multipliers: torch.Tensor | None,
     row: torch.Tensor,
-    unit: torch.Tensor,
-    turns: torch.Tensor,
-    scatter: torch.Tensor,
-    any_scatter: bool,
+    unit: torch.Tensor | int,
+    turns: torch.Tensor | int,
+    scatter: torch.Tensor | int,
 ) -> torch.Tensor:
     """Permute the columns of each row by a bijection of [0, modulus), without a sort.
 
@@ -99,18 +98,16 @@ def permute(
         Columns, int64 ``[columns]``; taken modulo `modulus`.
     modulus : int
         Size of the set permuted.
-    multipliers : torch.Tensor
-        16 numbers coprime to `modulus`, the first of them 1.
+    multipliers : torch.Tensor, optional
+        16 numbers coprime to `modulus`, the first of them 1. None: no row scatters.
     row : torch.Tensor
         Random bits of each row, as `row_bits` gives them.
-    unit : torch.Tensor
-        Rows are rotated by a random multiple of this, ``[rows, 1]``; 0 leaves a row unrotated.
-    turns : torch.Tensor
-        How many such multiples there are, ``[rows, 1]``.
-    scatter : torch.Tensor
-        1 for rows whose columns go to random places, 0 for rows that are only rotated, ``[rows, 1]``.
-    any_scatter : bool
-        Whether `scatter` holds a 1.
+    unit : torch.Tensor or int
+        Rows are rotated by a random multiple of this, ``[rows, 1]`` or one for all; 0 leaves a row unrotated.
+    turns : torch.Tensor or int
+        How many such multiples there are, likewise.
+    scatter : torch.Tensor or int
+        1 for rows whose columns go to random places, 0 for rows that are only rotated, likewise.
 
     Returns
     -------
@@ -118,7 +115,7 @@ def permute(
         int64 ``[rows, columns]``.
     """
     shift = (row >> 24) % turns * unit - modulus
-    if not any_scatter:
+    if multipliers is None:
         return _wrap(columns % modulus + shift, modulus)
     choice = ((row & 15) * scatter).squeeze(1)
     factors = multipliers if len(row) > len(multipliers) else multipliers[choice]

@@ -170,6 +170,14 @@ def test_rows_of_are_rows_of_expand(name: str) -> None:
     assert torch.equal(bits(rows_of(recipe, (41,), dtype, "cpu", torch.tensor(rows))), line[rows])
 
 
+@pytest.mark.parametrize("blocks", [["constant"], ["constant", "normal"]], ids=["one", "two"])
+def test_rows_of_a_constant_take_an_edit_in_one_element(blocks: list[str]) -> None:
+    recipe = scores(*map(block, blocks), edits=[[2, 3, 5.0]])
+    whole = expand(recipe, (5, 20), torch.float32, "cpu")
+    assert float(whole[2, 3]) == 5.0
+    assert torch.equal(rows_of(recipe, (5, 20), torch.float32, "cpu", [2, 0]), whole[[2, 0]])
+
+
 @pytest.mark.parametrize("name", ["everything_float32", "ids_all", "slice"])
 @pytest.mark.parametrize("shape", [(41, 20), (3, 9000), (5000,)])
 def test_chunks_leave_no_seams(name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
