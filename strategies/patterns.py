@@ -80,8 +80,7 @@ def clamp_finite(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     limit = _FINITE_MAX[dtype]
     if (np.abs(values) <= limit).all():
         return values
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(values), np.clip(values, -limit, limit), values)
+    return np.where(np.isinf(values), values, np.minimum(np.maximum(values, -limit), limit))
 
 
 def score_template(block: Mapping[str, Any], context: Context) -> Template:

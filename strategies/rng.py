@@ -1,16 +1,20 @@
 """Counter-based random bits: a function of (seed, row, column), the same on every device and torch version.
 
-Only wrapping int64 arithmetic, shifts and masks: torch gives the same bits for them on the CPU and on CUDA.
+Only wrapping int64 arithmetic, shifts and masks, for which NumPy and torch, on the CPU and on CUDA, give the same bits.
+Functions take arrays of either, and return the same kind.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
+Array = Any
+"""A numpy.ndarray or a torch.Tensor: what is done with it here is spelled the same for both."""
 MASK64 = (1 << 64) - 1
 # Odd multipliers of splitmix64 (Steele, Lea, Flood 2014) and of its golden-ratio sequence.
 GOLDEN = 0x9E3779B97F4A7C15
@@ -57,80 +61,100 @@ def coprimes(modulus: int, seed: int) -> list[int]:
     return [1, *kept, *[1] * 15][:16]
 
 
-def _scramble(x: torch.Tensor) -> torch.Tensor:
+def _scramble(x: Array) -> Array:
     """Mix keys in place, as splitmix64 does less its last step: the high bits are the good ones."""
     # `>>` is arithmetic; that it mixes the sign in costs one bit of 64.
-    x.bitwise_xor_(x >> 30).mul_(signed(MIX1))
-    return x.bitwise_xor_(x >> 27).mul_(signed(MIX2))
+    x ^= x >> 30
+    x *= signed(MIX1)
+    x ^= x >> 27
+    x *= signed(MIX2)
+    return x
 
 
-def element_bits(seed: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return 64 random bits for each (row, column) as an int64 tensor of shape ``[rows, columns]``."""
-    row_keys = (rows * signed(GOLDEN)).add_(signed(mix(seed)))
-    return _scramble(row_keys.unsqueeze(1) + columns * signed(COLUMN))
+def element_bits(seed: int, rows: Array, columns: Array) -> Array:
+    """Return 64 random bits for each (row, column) as an int64 array of shape ``[rows, columns]``."""
+    row_keys = rows * signed(GOLDEN)
+    row_keys += signed(mix(seed))
+    return _scramble(row_keys[:, None] + columns * signed(COLUMN))
 
 
-def row_bits(seed: int, rows: torch.Tensor) -> torch.Tensor:
-    """Return 48 random bits for each row as an int64 tensor of shape ``[rows, 1]``."""
-    x = _scramble((rows * signed(GOLDEN)).add_(signed(mix(seed + 1))))
-    return x.bitwise_right_shift_(16).bitwise_and_((1 << 48) - 1).unsqueeze(1)
+def row_bits(seed: int, rows: Array) -> Array:
+    """Return 48 random bits for each row as an int64 array of shape ``[rows, 1]``."""
+    x = rows * signed(GOLDEN)
+    x += signed(mix(seed + 1))
+    _scramble(x)
+    x >>= 16
+    x &= (1 << 48) - 1
+    return x[:, None]
 
 
-def draw(bits: torch.Tensor, multiplier: int) -> torch.Tensor:
+def draw(bits: Array, multiplier: int) -> Array:
     """Return `BITS` fresh bits made of all of `bits`, in [0, 2^BITS)."""
-    return (bits * signed(multiplier)).bitwise_right_shift_(64 - BITS).bitwise_and_((1 << BITS) - 1)
+    x = bits * signed(multiplier)
+    x >>= 64 - BITS
+    x &= (1 << BITS) - 1
+    return x
 
 
 def permute(
-    columns: torch.Tensor,
-    modulus: int,
-    multipliers: torch.Tensor | None,
-    row: torch.Tensor,
-    unit: torch.Tensor | int,
-    turns: torch.Tensor | int,
-    scatter: torch.Tensor | int,
-) -> torch.Tensor:
+    columns: Array, modulus: int, multipliers: Array | None, row: Array, unit: Array, turns: Array, scatter: Array
+) -> Array:
     """Permute the columns of each row by a bijection of [0, modulus), without a sort.
 
     Parameters
     ----------
-    columns : torch.Tensor
+    columns : array
         Columns, int64 ``[columns]``; taken modulo `modulus`.
     modulus : int
         Size of the set permuted.
-    multipliers : torch.Tensor, optional
+    multipliers : array, optional
         16 numbers coprime to `modulus`, the first of them 1. None: no row scatters.
-    row : torch.Tensor
+    row : array
         Random bits of each row, as `row_bits` gives them.
-    unit : torch.Tensor or int
+    unit : array or int
         Rows are rotated by a random multiple of this, ``[rows, 1]`` or one for all; 0 leaves a row unrotated.
-    turns : torch.Tensor or int
+    turns : array or int
         How many such multiples there are, likewise.
-    scatter : torch.Tensor or int
+    scatter : array or int
         1 for rows whose columns go to random places, 0 for rows that are only rotated, likewise.
 
     Returns
     -------
-    torch.Tensor
+    array
         int64 ``[rows, columns]``.
     """
     shift = (row >> 24) % turns * unit - modulus
     if multipliers is None:
         return _wrap(columns % modulus + shift, modulus)
-    choice = ((row & 15) * scatter).squeeze(1)
+    choice = ((row & 15) * scatter)[:, 0]
     factors = multipliers if len(row) > len(multipliers) else multipliers[choice]
-    affine = (columns % modulus * factors.unsqueeze(1)).remainder_(modulus)
+    affine = columns % modulus * factors[:, None]
+    affine %= modulus
     if len(row) > len(multipliers):
-        affine = affine.index_select(0, choice)
-    x = _wrap(affine.add_(shift), modulus)
+        affine = affine[choice]
+    affine += shift
+    x = _wrap(affine, modulus)
     # A round of swap-or-not (Hoang, Morris, Rogaway 2012): after an affine map alone, ranks next to each
     # other would never fall into one lane.
     partner = _wrap((row >> 4) % modulus - x, modulus)
-    coin = torch.maximum(x, partner).add_(row).mul_(signed(MIX1))
-    swap = coin.bitwise_right_shift_(40).bitwise_and_(scatter)
-    return partner.sub_(x).mul_(swap).add_(x)
+    coin = _largest(x, partner)
+    coin += row
+    coin *= signed(MIX1)
+    coin >>= 40
+    coin &= scatter
+    partner -= x
+    partner *= coin
+    partner += x
+    return partner
 
 
-def _wrap(x: torch.Tensor, modulus: int) -> torch.Tensor:
+def _wrap(x: Array, modulus: int) -> Array:
     """Bring values of [−modulus, modulus) into [0, modulus), in place; a remainder costs far more."""
-    return x.add_((x >> 63).bitwise_and_(modulus))
+    sign = x >> 63
+    sign &= modulus
+    x += sign
+    return x
+
+
+def _largest(a: Array, b: Array) -> Array:
+    return torch.maximum(a, b) if isinstance(a, torch.Tensor) else np.maximum(a, b)

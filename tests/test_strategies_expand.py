@@ -161,6 +161,18 @@ def test_bits_are_those_of_the_cpu_on_cuda(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("shape", [(33, 20), (300, 384), (5, 9000), (1, 1)])
+def test_bits_are_the_same_made_by_torch(name: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    recipe, dtype = RECIPES[name]
+    rows = [shape[0] - 1, 0]
+    by_numpy = digest(expand(recipe, shape, dtype, "cpu")), digest(rows_of(recipe, shape, dtype, "cpu", rows))
+    monkeypatch.setattr(expand_module, "_library", lambda device: torch)
+    by_torch = digest(expand(recipe, shape, dtype, "cpu")), digest(rows_of(recipe, shape, dtype, "cpu", rows))
+    assert by_torch == by_numpy
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_rows_of_are_rows_of_expand(name: str) -> None:
     recipe, dtype = RECIPES[name]
     rows = [40, 3, 0, 10, 3]

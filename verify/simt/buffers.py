@@ -84,6 +84,7 @@ class Buffers(TorchDispatchMode):
         runtime().simt_begin()
         self.known: list[Buffer] = []
         self._by_storage: dict[int, list[Buffer]] = {}
+        self._sorted = 0
         self._maps: list[torch.Tensor] = []
 
     def add(self, name: str, tensor: torch.Tensor, *, initialised: bool, read_only: bool) -> None:
@@ -94,7 +95,7 @@ class Buffers(TorchDispatchMode):
         item = tensor.element_size()
         low = tensor.data_ptr()
         valid = None
-        if bytes_ != tensor.numel() * item and 0 not in tensor.stride():
+        if not tensor.is_contiguous() and bytes_ != tensor.nbytes and 0 not in tensor.stride():
             valid = torch.zeros(bytes_ // item, dtype=torch.uint8)
             valid.as_strided(tensor.shape, tensor.stride()).fill_(1)
             self._maps.append(valid)
@@ -103,9 +104,7 @@ class Buffers(TorchDispatchMode):
         number = runtime().simt_add_range(low, bytes_, address, item, shift, int(initialised), int(read_only))
         if number < 0:
             raise Unavailable(f"{name} has {bytes_} bytes; allowed for the SIMT executor: 256 MiB together")
-        buffer = Buffer(name, tensor, low, bytes_, number)
-        self.known.append(buffer)
-        self._by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(buffer)
+        self.known.append(Buffer(name, tensor, low, bytes_, number))
 
     def add_memory(self, address: int, bytes_: int) -> None:
         """Let kernels touch a module's own variable."""
@@ -120,6 +119,14 @@ class Buffers(TorchDispatchMode):
         nearest = min(self.known, key=distance, default=None)
         return nearest if nearest is not None and distance(nearest) <= 1 << 20 else None
 
+    def _in_storage_of(self, tensor: torch.Tensor) -> list[Buffer] | None:
+        """Return the buffers in a tensor's storage; None if it has none."""
+        # Sorted here, not when added: most launches make no tensor.
+        for buffer in self.known[self._sorted :]:
+            self._by_storage.setdefault(buffer.tensor.untyped_storage().data_ptr(), []).append(buffer)
+        self._sorted = len(self.known)
+        return self._by_storage.get(tensor.untyped_storage().data_ptr())
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -127,7 +134,7 @@ class Buffers(TorchDispatchMode):
         for tensor in _tensors(made):
             if tensor.device.type != "cpu" or not tensor.numel():
                 continue
-            known = self._by_storage.get(tensor.untyped_storage().data_ptr())
+            known = self._in_storage_of(tensor)
             name = func.overloadpacket.__name__
             if known is None:
                 base = tensor.new_empty(0).set_(tensor.untyped_storage()) if tensor.storage_offset() else tensor

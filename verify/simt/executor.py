@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,7 +87,7 @@ class Session:
         block: Sequence[int],
         arguments: int,
         shared_bytes: int = 0,
-        fields: Mapping[int, str] | None = None,
+        fields: Callable[[], Mapping[int, str]] = dict,
         overlap: bool = False,
     ) -> None:
         """Launch a kernel.
@@ -101,8 +102,8 @@ class Session:
             Address of the array of pointers to its arguments.
         shared_bytes : int
             Dynamic shared memory.
-        fields : mapping of int to str, optional
-            Names of addresses that are among the arguments.
+        fields : callable
+            Returns names of addresses that are among the arguments; called for a report.
         overlap : bool
             It may start while the launch before it runs: nothing of that is there until a thread has waited for it
             (``cudaGridDependencySynchronize``).
@@ -132,7 +133,7 @@ class Session:
         )
         if not runtime().simt_launch(what):
             raw = RawReport.from_address(runtime().simt_report())
-            raise SimtError(describe(raw, module, name, self.buffers, dict(fields or {}), self.schedule))
+            raise SimtError(describe(raw, module, name, self.buffers, dict(fields()), self.schedule))
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
@@ -153,10 +154,15 @@ class _Loaded:
         if session is None:
             raise RuntimeError(f"{self.name} is launched outside a session")
         array = params.value or 0
+        session.launch(
+            self.module, self.name, (grid,), (block,), array, shared, partial(self._pointers, array), overlap
+        )
+
+    def _pointers(self, array: int) -> dict[int, str]:
+        """Return the names of the addresses in the struct that the first argument is."""
         struct_at = ctypes.c_uint64.from_address(array).value
         words = (ctypes.c_uint64 * len(self.fields)).from_address(struct_at)
-        named = {int(word): field for word, field in zip(words, self.fields, strict=True) if word}
-        session.launch(self.module, self.name, (grid,), (block,), array, shared, named, overlap)
+        return {int(word): field for word, field in zip(words, self.fields, strict=True) if word}
 
 
 @dataclass

@@ -86,10 +86,14 @@ class Program:
         values = [_packed(kernel, i, word, arguments[i]) for i, word in enumerate(words)]
         held = [ctypes.create_string_buffer(value, len(value)) for value in values]
         array = (ctypes.c_void_p * max(1, len(held)))(*[ctypes.addressof(h) for h in held])
-        names = [name for _, name in self._parameters(kernel)]
-        given = [(a.data_ptr(), n) for a, n in zip(arguments, names, strict=False) if isinstance(a, torch.Tensor)]
+
+        def given() -> dict[int, str]:
+            names = [name for _, name in self._parameters(kernel)]
+            pairs = zip(arguments, names, strict=False)
+            return {tensor.data_ptr(): name for tensor, name in pairs if isinstance(tensor, torch.Tensor)}
+
         sizes = (_sizes("grid", grid), _sizes("block", block))
-        session.launch(module, kernel, *sizes, ctypes.addressof(array), shared, dict(given), overlap)
+        session.launch(module, kernel, *sizes, ctypes.addressof(array), shared, given, overlap)
 
     def _module(self, kernel: str) -> Module:
         return self._built(self._together if kernel in self._together else (kernel,))

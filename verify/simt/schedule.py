@@ -63,6 +63,8 @@ def derived(scalars: object, inputs: Iterable[torch.Tensor], outputs: Iterable[t
 
 def extent(tensor: torch.Tensor) -> int:
     """Return the bytes from a tensor's first element to the end of its last."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
     if not tensor.numel():
         return 0
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))

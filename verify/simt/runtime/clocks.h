@@ -85,17 +85,26 @@ inline Know* snapshot(const Fiber* fiber) {
 // Starts a new stretch of a thread's accesses, which those that know the old one do not know.
 inline void advance(Fiber* fiber) { fiber->stamp = ++stamp_now; }
 
+uint32_t unknown_beyond_floors(const Fiber* fiber, uint32_t warp, uint32_t stamp, uint32_t mask);
+
 // Of the lanes `mask` of a warp, those whose accesses up to `stamp` did not certainly happen before.
 inline uint32_t unknown(const Fiber* fiber, uint32_t warp, uint32_t stamp, uint32_t mask) {
   if (stamp <= (fiber->awaited ? launch_floor : chain_floor)) return 0;
+  const Warp* own = fiber->warp;
+  if (warp == own->number && stamp <= own->floor) return 0;
+  const Block* block = own->block;
+  if (warp - block->warps[0].number < block->warps_used && stamp <= block->floor) return 0;
+  return unknown_beyond_floors(fiber, warp, stamp, mask);
+}
+
+// The same where no floor says so.
+inline __attribute__((noinline)) uint32_t unknown_beyond_floors(const Fiber* fiber, uint32_t warp, uint32_t stamp,
+                                                                uint32_t mask) {
   if (warp < first_warp) return mask;  // of a launch that may still run
   const Warp* own = fiber->warp;
-  const uint32_t first = own->block->warps[0].number;
-  if (warp - first < own->block->warps_used && stamp <= own->block->floor) return 0;
-  const bool same = warp == own->number;
-  if (same) {
+  if (warp == own->number) {
     mask &= ~(1u << fiber->lane);
-    if (!mask || stamp <= own->floor) return 0;
+    if (!mask) return 0;
     if (own->known)
       for (uint32_t left = mask; left; left &= left - 1) {
         const int lane = __builtin_ctz(left);

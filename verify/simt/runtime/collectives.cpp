@@ -234,8 +234,9 @@ extern "C" uint64_t simt_collective(int op, unsigned mask, uint64_t value, int a
   me->file = file;
   me->line = line;
   me->state = IN_COLLECTIVE;
-  me->warp->waiting |= 1u << me->lane;
-  try_collective(me);
+  Warp* warp = me->warp;
+  warp->waiting |= 1u << me->lane;
+  if (!(mask & warp->live & ~warp->waiting)) try_collective(me);
   wait();
   return me->result;
 }

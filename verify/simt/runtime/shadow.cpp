@@ -15,12 +15,28 @@ namespace {
 constexpr uint64_t ARENA = 8ull << 30;  // of address space: a cell for each byte of the largest buffers
 char* arena = nullptr;
 uint64_t arena_used = 0, arena_touched = 0;
-std::vector<std::vector<Group>> lists;
+constexpr size_t PRUNED_FROM = 16;
+
+// Groups of one cell.
+struct List {
+  std::vector<Group> groups;
+  bool atomics = false;             // some are of atomics
+  size_t prune_at = PRUNED_FROM;    // groups, at which those that a later one stands for are looked for
+
+  void add(const Group& group) {
+    groups.push_back(group);
+    atomics |= group.site >> 28 != READ;
+  }
+};
+std::vector<List> lists;
 uint32_t lists_used = 0;
 
 uint32_t new_list() {
   if (lists_used == lists.size()) lists.emplace_back();
-  lists[lists_used].clear();
+  List& list = lists[lists_used];
+  list.groups.clear();
+  list.atomics = false;
+  list.prune_at = PRUNED_FROM;
   return lists_used++;
 }
 
@@ -109,7 +125,8 @@ void add_group(Cell& cell, uint32_t kind, uintptr_t at, size_t size, const void*
                          !unknown(running, group.warp, group.stamp, group.mask);
       if (!known) {
         const uint32_t index = new_list();
-        lists[index] = {group, mine};
+        lists[index].add(group);
+        lists[index].add(mine);
         group = {MANY, index, 1, 0};
         return;
       }
@@ -117,20 +134,27 @@ void add_group(Cell& cell, uint32_t kind, uintptr_t at, size_t size, const void*
     group = mine;
     return;
   }
-  std::vector<Group>& list = lists[cell.group.stamp];
-  for (const Group& group : list) meet(group, kind, at, size, code);
-  for (Group& group : list)
-    if (same_stretch(group, kind)) {
-      group.mask |= mine.mask;
-      group.site = mine.site;
+  List& list = lists[cell.group.stamp];
+  std::vector<Group>& groups = list.groups;
+  // Reads do not conflict with reads.
+  if (kind != READ || list.atomics)
+    for (const Group& group : groups) meet(group, kind, at, size, code);
+  // Lanes of a warp read together, so theirs is among the last.
+  for (size_t i = groups.size(), end = i - std::min<size_t>(i, 8); i-- > end;)
+    if (same_stretch(groups[i], kind)) {
+      groups[i].mask |= mine.mask;
+      groups[i].site = mine.site;
       return;
     }
-  size_t kept = 0;
-  for (const Group& group : list)
-    if (!stands_for(kind, group.site >> 28) || unknown(running, group.warp, group.stamp, group.mask))
-      list[kept++] = group;
-  list.resize(kept);
-  list.push_back(mine);
+  if (groups.size() >= list.prune_at || kind != READ) {
+    size_t kept = 0;
+    for (const Group& group : groups)
+      if (!stands_for(kind, group.site >> 28) || unknown(running, group.warp, group.stamp, group.mask))
+        groups[kept++] = group;
+    groups.resize(kept);
+    list.prune_at = std::max(PRUNED_FROM, 2 * kept);
+  }
+  list.add(mine);
 }
 
 // One access to one granule. `kind` is WRITE, READ or an atomic's; `reads`: the value that was there matters.
@@ -142,6 +166,8 @@ inline __attribute__((always_inline)) void touch(Cell& cell, uint32_t generation
     cell.site = initialised ? INITIALISED : 0;
     cell.group.mask = 0;
   }
+  // Nobody has written it since this lane last read it, and found all well.
+  if (kind == READ && cell.group.mask >> running->lane & 1 && same_stretch(cell.group, READ)) return;
   if (reads && !(cell.site & INITIALISED)) fail_at(UNINITIALISED, at, size, access_of(kind), code);
   if (cell.writer && cell.writer != running->number + 1) {
     const uint32_t writer = cell.writer - 1;
@@ -152,7 +178,7 @@ inline __attribute__((always_inline)) void touch(Cell& cell, uint32_t generation
     if (cell.group.mask) {
       if (cell.group.warp != MANY) meet(cell.group, kind, at, size, code);
       else
-        for (const Group& group : lists[cell.group.stamp]) meet(group, kind, at, size, code);
+        for (const Group& group : lists[cell.group.stamp].groups) meet(group, kind, at, size, code);
       cell.group.mask = 0;
     }
     cell.writer = running->number + 1;
@@ -176,7 +202,7 @@ void split_cells(Cell* cells, uint64_t bytes, uint32_t from, uint32_t to) {
       Cell& copy = cells[(i << (from - to)) + part];
       copy = cell;
       if (cell.group.mask && cell.group.warp == MANY) {  // a list belongs to one cell
-        const std::vector<Group> list = lists[cell.group.stamp];
+        const List list = lists[cell.group.stamp];
         copy.group.stamp = new_list();
         lists[copy.group.stamp] = list;
       }
