@@ -167,15 +167,13 @@ __device__ __forceinline__ bool in_best_group(TopTwo best, const GateParams& p, 
     best.join(__shfl_xor_sync(~0u, best.first, step), __shfl_xor_sync(~0u, best.second, step));
   const float sum = __fadd_rn(best.first, best.second);
   const float gathered = __shfl_sync(~0u, sum, sub * lanes, LANES);  // lane h: group h; wraps past the last
-  const float listed = sub < p.groups ? fmaxf(gathered, -infinity()) : -infinity();  // +inf - inf ranks last too
+  const float listed = sub < p.groups ? gathered : -infinity();
   const float sorted = p.groups <= 8 ? sort_lanes<8>(listed) : sort_lanes<LANES>(listed);
   const float last_in = __shfl_sync(~0u, sorted, p.kept_groups - 1, LANES);
   const float best_out = __shfl_sync(~0u, sorted, p.kept_groups & (LANES - 1), LANES);  // unused if all are in
-  const float worst = __shfl_sync(~0u, sorted, p.groups - 1, LANES), most = __shfl_sync(~0u, sorted, 0, LANES);
   const float apart = __fmaf_rn(fabsf(last_in), 1.f / (1 << 18), 2e-5f);  // four errors of an estimate
-  const bool finite = worst > -infinity() && most < infinity();
-  sure &= finite && (p.kept_groups == p.groups || best_out < last_in - apart);
-  // Where the two cancel, their sum is less exact than its size says.
+  sure &= p.kept_groups == p.groups || best_out < last_in - apart;
+  // Where the two cancel, their sum is less exact than its size says; that of +inf and -inf is NaN, and sorts anywhere.
   sure &= !__any_sync(~0u, best.first > 1.f && best.second < -1.f);
   return sum >= last_in;
 }

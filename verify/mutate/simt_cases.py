@@ -44,8 +44,8 @@ _PAIRS = ((2, 1), (4, 2), (8, 4), (8, 1), (8, 8), (16, 4), (32, 8), (3, 2), (6, 
 """(groups, kept groups) of real models, extreme ones, and numbers that leave lanes without a group."""
 STRIDED_EVERY = 3
 """One case in so many has its one-dimensional tensors spread out in memory."""
-CORPUS_EXTRAS = of_check("batch_variance")
-"""Checks that every case of the corpus gets: some show only in what differs between two sizes of batch."""
+CORPUS_EXTRAS = (*of_check("batch_variance"), *of_check("layout_variance"))
+"""Checks that every case of the corpus gets: some cases show their bug only in another batch or layout."""
 _ARGUMENT = re.compile(r"[<,]\s*([^,<>]+)")
 
 
