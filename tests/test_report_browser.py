@@ -69,7 +69,7 @@ def test_a_script_is_copied_and_that_is_said(browser: Any, url: str) -> None:
     page.locator("summary", has_text="Script").first.click()
     button = page.locator("button[data-copy]").first
     button.click()
-    page.wait_for_function("document.getElementById('status').textContent !== ''")
+    playwright.expect(page.locator("#status")).not_to_be_empty()
     assert page.inner_text("#status") == "Copied the script of finding feedbeef00"
     assert page.evaluate("navigator.clipboard.readText()") == SCRIPT
     assert button.inner_text() == "Copied"
@@ -82,7 +82,7 @@ def test_a_script_is_copied_where_there_is_no_clipboard_to_write_to(browser: Any
     page.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: () => Promise.reject(Error('no'))})")
     page.locator("summary", has_text="Script").first.click()
     page.locator("button[data-copy]").first.click()
-    page.wait_for_function("document.getElementById('status').textContent !== ''")
+    playwright.expect(page.locator("#status")).not_to_be_empty()
     assert page.evaluate("getSelection().toString()").strip() == SCRIPT.strip()
     assert page.evaluate("navigator.clipboard.readText()").strip() == SCRIPT.strip()
     page.context.close()
@@ -116,7 +116,7 @@ def test_keys_skip_to_the_content_open_a_script_and_copy_it(browser: Any, url: s
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Copy script of finding feedbeef00"
     page.keyboard.press("Space")
-    page.wait_for_function("document.getElementById('status').textContent !== ''")
+    playwright.expect(page.locator("#status")).not_to_be_empty()
     assert page.evaluate("navigator.clipboard.readText()") == SCRIPT
     page.context.close()
 
