@@ -57,7 +57,9 @@ def first_failure(
 
 
 def reduced(executor: Executor, found: Found) -> Reduced:
-    return reduce_case(executor, found.case, found.violation, seconds=20, refusal=found.refusal)
+    # What kills its process costs a new one, and a hang the watchdog's time too, at each try.
+    seconds = 60 if isinstance(executor, Isolated) else 20
+    return reduce_case(executor, found.case, found.violation, seconds=seconds, refusal=found.refusal)
 
 
 def sizes(case: Case) -> dict[str, int]:
