@@ -319,7 +319,7 @@ def _assemble(
         bell=any(t.bell for t in templates),
         quantised=any(t.quantised for t in templates),
         special=special,
-        one=special and any(i[_ONE] for i in ints),
+        one=any(i[_ONE] for i in ints),
         plain=offset == len(blocks),
         ints=made["ints"].reshape(len(blocks), -1) if len(blocks) > 1 else ints[0],
         table=made["table"],

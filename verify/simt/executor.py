@@ -87,7 +87,7 @@ class Session:
         block: Sequence[int],
         arguments: int,
         shared_bytes: int = 0,
-        fields: Callable[[], Mapping[int, str]] = dict,
+        fields: Callable[[], dict[int, str]] = dict,
         overlap: bool = False,
     ) -> None:
         """Launch a kernel.
@@ -133,7 +133,7 @@ class Session:
         )
         if not runtime().simt_launch(what):
             raw = RawReport.from_address(runtime().simt_report())
-            raise SimtError(describe(raw, module, name, self.buffers, dict(fields()), self.schedule))
+            raise SimtError(describe(raw, module, name, self.buffers, fields(), self.schedule))
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:

@@ -33,6 +33,29 @@ void share_know(Each&& each) {
 
 }  // namespace
 
+__attribute__((noinline)) uint32_t unknown_beyond_floors(const Fiber* fiber, uint32_t warp, uint32_t stamp,
+                                                         uint32_t mask) {
+  if (warp < first_warp) return mask;  // of a launch that may still run
+  const Warp* own = fiber->warp;
+  if (warp == own->number) {
+    mask &= ~(1u << fiber->lane);
+    if (!mask) return 0;
+    if (own->known)
+      for (uint32_t left = mask; left; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        if (own->known[fiber->lane][lane] >= stamp) mask &= ~(1u << lane);
+      }
+  }
+  if (!mask || !fiber->know) return mask;
+  if (fiber->know->of(OF_BLOCK | ((warp - first_warp) / own->block->warps_used)) >= stamp) return 0;
+  if (fiber->know->of(OF_WARP | warp) >= stamp) return 0;
+  for (uint32_t left = mask; left; left &= left - 1) {
+    const int lane = __builtin_ctz(left);
+    if (fiber->know->of(OF_THREAD | (warp * LANES + lane)) >= stamp) mask &= ~(1u << lane);
+  }
+  return mask;
+}
+
 void synchronise_lanes(Warp* warp, uint32_t mask) {
   const auto each = [&](auto&& visit) {
     for (uint32_t left = mask; left; left &= left - 1) visit(&warp->lanes[__builtin_ctz(left)]);

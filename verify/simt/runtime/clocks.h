@@ -85,6 +85,7 @@ inline Know* snapshot(const Fiber* fiber) {
 // Starts a new stretch of a thread's accesses, which those that know the old one do not know.
 inline void advance(Fiber* fiber) { fiber->stamp = ++stamp_now; }
 
+// As `unknown`, where no floor says that all is known.
 uint32_t unknown_beyond_floors(const Fiber* fiber, uint32_t warp, uint32_t stamp, uint32_t mask);
 
 // Of the lanes `mask` of a warp, those whose accesses up to `stamp` did not certainly happen before.
@@ -95,30 +96,6 @@ inline uint32_t unknown(const Fiber* fiber, uint32_t warp, uint32_t stamp, uint3
   const Block* block = own->block;
   if (warp - block->warps[0].number < block->warps_used && stamp <= block->floor) return 0;
   return unknown_beyond_floors(fiber, warp, stamp, mask);
-}
-
-// The same where no floor says so.
-inline __attribute__((noinline)) uint32_t unknown_beyond_floors(const Fiber* fiber, uint32_t warp, uint32_t stamp,
-                                                                uint32_t mask) {
-  if (warp < first_warp) return mask;  // of a launch that may still run
-  const Warp* own = fiber->warp;
-  if (warp == own->number) {
-    mask &= ~(1u << fiber->lane);
-    if (!mask) return 0;
-    if (own->known)
-      for (uint32_t left = mask; left; left &= left - 1) {
-        const int lane = __builtin_ctz(left);
-        if (own->known[fiber->lane][lane] >= stamp) mask &= ~(1u << lane);
-      }
-  }
-  if (!mask || !fiber->know) return mask;
-  if (fiber->know->of(OF_BLOCK | ((warp - first_warp) / own->block->warps_used)) >= stamp) return 0;
-  if (fiber->know->of(OF_WARP | warp) >= stamp) return 0;
-  for (uint32_t left = mask; left; left &= left - 1) {
-    const int lane = __builtin_ctz(left);
-    if (fiber->know->of(OF_THREAD | (warp * LANES + lane)) >= stamp) mask &= ~(1u << lane);
-  }
-  return mask;
 }
 
 // What a write to an address by an atomic hands to those who read it.
