@@ -23,13 +23,18 @@ def float_bits(value, DTYPE: tl.constexpr):
     return bits
 
 
-_RUN_TIME = (
-    "topk_ids",
-    "topk_weight_bits",
-    "shared_weights",
-    "ids",
-    "weight_bits",
-    "num_valid_rows",
+@triton.jit
+def after_previous():
+    """Do what stream.cuh says of its function of this name. Triton's own functions for it differ by version."""
+    word: tl.constexpr = "=r"
+    tl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // $0", word, [], dtype=tl.int32, is_pure=False, pack=1
+    )
+    tl.inline_asm_elementwise("griddepcontrol.wait; // $0", word, [], dtype=tl.int32, is_pure=False, pack=1)
+
+
+POINTERS = ("topk_ids", "topk_weight_bits", "shared_weights", "ids", "weight_bits", "num_valid_rows")
+VALUES = (
     "limited",
     "tokens",
     "topk",
@@ -44,8 +49,8 @@ _RUN_TIME = (
 )
 
 
-# Compiled once per combination of dtypes: neither a value nor an alignment is specialized on.
-@triton.jit(do_not_specialize=_RUN_TIME)
+# Compiled once per combination of the constexprs and dtypes: neither a value nor an alignment is specialized on.
+@triton.jit(do_not_specialize=POINTERS + VALUES)
 def append_rows(
     topk_ids,
     topk_weight_bits,
@@ -67,37 +72,45 @@ def append_rows(
     DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
     PLACES: tl.constexpr,
+    ONE_PASS: tl.constexpr,
+    WIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Write ROWS rows a program, PLACES places of each at a time: routed ones first, then shared ones.
 
-    Routed weights move as integers, so that no bit changes; weights are written as the bits of DTYPE. Rows at
-    or past `num_valid_rows` get ids −1 and weights 0, if `limited` is not 0.
+    Routed weights move as integers, so that no bit changes; weights are written as the bits of DTYPE. If `limited`
+    is not 0, rows at or past `num_valid_rows` get ids −1 and weights 0. ONE_PASS: rows have up to PLACES places.
+    WIDE: an offset needs 64 bits. OVERLAP: the kernel may start before the one before it has ended.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
+    if OVERLAP:
+        after_previous()
+    if not WIDE:
+        tokens, topk, shared = tokens.to(tl.int32), topk.to(tl.int32), shared.to(tl.int32)
+        id_row_stride, id_column_stride = id_row_stride.to(tl.int32), id_column_stride.to(tl.int32)
+        weight_row_stride, weight_column_stride = weight_row_stride.to(tl.int32), weight_column_stride.to(tl.int32)
+        shared_row_stride, shared_column_stride = shared_row_stride.to(tl.int32), shared_column_stride.to(tl.int32)
+    lane = tl.arange(0, ROWS * PLACES)
+    row = (tl.program_id(0) * ROWS + lane // PLACES).to(tokens.dtype)
     exists = row < tokens
-    limit = tokens
-    if limited != 0:
-        limit = tl.load(num_valid_rows).to(tl.int64)
-    valid = exists & (row < limit)
-
+    # Padded rows are read too, so that no load waits for this one.
+    valid = (row < tl.load(num_valid_rows, mask=limited != 0, other=0)) | (limited == 0)
     width = topk + shared
-    for first in range(0, width, PLACES):
-        place = first + tl.arange(0, PLACES)[None, :].to(tl.int64)
-        is_routed = place < topk
-        inside = exists & (place < width)
-
-        source = row * id_row_stride + place * id_column_stride
-        expert = tl.load(topk_ids + source, mask=valid & is_routed, other=-1)
-        source = row * weight_row_stride + place * weight_column_stride
-        bits = tl.load(topk_weight_bits + source, mask=valid & is_routed, other=0)
-
+    for first in range(0, PLACES if ONE_PASS else width, PLACES):
+        place = first + (lane % PLACES).to(tokens.dtype)
         extra = place - topk
-        is_shared = valid & (extra >= 0) & inside
+        inside = exists & (place < width)
+        is_shared = inside & (extra >= 0)
+        is_routed = exists & (extra < 0)
+        expert = tl.load(topk_ids + row * id_row_stride + place * id_column_stride, mask=is_routed, other=0)
+        bits = tl.load(
+            topk_weight_bits + row * weight_row_stride + place * weight_column_stride, mask=is_routed, other=0
+        )
         source = row * shared_row_stride + extra * shared_column_stride
         weight = tl.load(shared_weights + source, mask=is_shared, other=0.0)
-        expert = tl.where(is_shared, (num_experts + extra).to(ids.dtype.element_ty), expert)
+        expert = tl.where(is_shared, (num_experts + extra).to(expert.dtype), expert)
         bits = tl.where(is_shared, float_bits(weight.to(tl.float32), DTYPE), bits)
-
+        expert = tl.where(valid, expert, -1)
+        bits = tl.where(valid, bits, 0)
         target = row * width + place
         tl.store(ids + target, expert, mask=inside)
         tl.store(weight_bits + target, bits, mask=inside)

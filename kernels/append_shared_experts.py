@@ -4,20 +4,57 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from . import validate
+from .eager import Empty, Guard, current_device, dispatch_modes, empty_on, guard, is_compiling, is_kept, never
+from .launcher import OVERLAP_CAPABILITY, Bound, Launchable, Params, bind, capability
 
 Appended = tuple[torch.Tensor, torch.Tensor]
-ROWS = 64
-"""Rows a program; small, since a decode batch is one program and a large batch has thousands."""
+FEW_TOKENS, FEW_ROWS, ROWS = 4096, 8, 64
+"""Rows a program: one place a thread up to FEW_TOKENS, where latency counts; beyond, enough of them to hide it."""
 PLACES = 16
 """Places that a program handles at a time: all of a row's, for the common numbers of experts a token."""
 _NAMES = ("ids", "weights")
 _BITS = {4: torch.int32, 2: torch.int16}
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+"""Triton's names."""
+_params = Params(6, "13q", separate=True)  # the parameters of append_rows, and Triton's two for scratch memory
+_MAX_PREPARED = 4096
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A validated call: everything but addresses."""
+
+    num_experts: int
+    shared: int
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+    dtypes: tuple[torch.dtype, torch.dtype]
+    current: int | None  # which CUDA device has to be current
+    empty: Empty
+    launch: Bound | None = None  # of addresses
+    by_triton: Callable[..., None] | None = None  # of tensors, through Triton's own launcher; neither: no tokens
+    same: Guard = never  # are ids, weights and shared weights as they were?
+    fits: Guard = never  # are outputs as they were?
+
+
+_prepared: dict[Any, _Prepared] = {}
+"""By everything that `_Prepared` depends on; under _LAST, that of the last call that had to look it up."""
+_LAST = None
 
 
 @functools.cache
@@ -26,6 +63,11 @@ def _kernel() -> Any:
     from .append_kernel import append_rows
 
     return append_rows
+
+
+def rows_per_program(tokens: int) -> int:
+    """Return how many rows a program of the kernel handles."""
+    return FEW_ROWS if tokens <= FEW_TOKENS else ROWS
 
 
 def append_shared_experts(
@@ -41,8 +83,9 @@ def append_shared_experts(
     """Append shared experts' ids and weights to each token's, as docs/contracts.md says. One launch.
 
     Routed ids and weights are copied bit for bit. Plain tensors go straight to the kernel. Under
-    torch.compile, and for meta tensors and subclasses (fake tensors among them), the call goes through
-    ``torch.ops.moeproof.append_shared_experts``. Runs on CPU tensors under ``TRITON_INTERPRET=1``.
+    torch.compile and modes that see every call of torch, and for meta tensors and subclasses (fake tensors
+    among them), the call goes through ``torch.ops.moeproof.append_shared_experts``. Runs on CPU tensors under
+    ``TRITON_INTERPRET=1``.
 
     Parameters
     ----------
@@ -73,7 +116,12 @@ def append_shared_experts(
     TypeError, ValueError
         For an argument outside the domain.
     """
-    if type(topk_ids) is torch.Tensor and not topk_ids.is_meta and not torch.compiler.is_compiling():
+    if (
+        type(topk_ids) is torch.Tensor
+        and not is_compiling()
+        and not topk_ids.is_meta
+        and not (dispatch_modes() and topk_ids.is_cuda)
+    ):
         return run(
             topk_ids,
             topk_weights,
@@ -138,49 +186,165 @@ def run(
     out: Appended | None = None,
 ) -> Appended:
     """Do what `append_shared_experts` says, past the dispatcher. Arguments by position."""
-    check_arguments(
-        topk_ids,
-        topk_weights,
-        shared_weights,
-        num_experts,
-        num_fused_shared_experts,
-        num_token_non_padded,
-        out,
-    )
-    if topk_ids.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    limit, prepared = num_token_non_padded, _prepared.get(_LAST)
+    # What equals a right value may be of a wrong type, as True equals 1.
+    if (
+        prepared is None
+        or type(num_experts) is not int
+        or num_experts != prepared.num_experts
+        or num_fused_shared_experts is not prepared.shared
+        or limit is not None
+        or not prepared.same(topk_ids, topk_weights, shared_weights)
+    ):
+        prepared = _find(topk_ids, topk_weights, shared_weights, num_experts, num_fused_shared_experts, limit, out)
+    if prepared.current != current_device():
+        with torch.cuda.device(prepared.current):
+            return run(topk_ids, topk_weights, shared_weights, num_experts, num_fused_shared_experts, limit, out)
+    if out is None:
+        ids = prepared.empty(prepared.shape, prepared.strides, prepared.dtypes[0])
+        weights = prepared.empty(prepared.shape, prepared.strides, prepared.dtypes[1])
+    else:
+        if type(out) is not tuple or len(out) != 2 or not prepared.fits(*out):
+            arguments = (topk_ids, topk_weights, shared_weights, num_experts, num_fused_shared_experts, limit)
+            check_arguments(*arguments, out)
+            prepared.fits = guard(*out) if is_kept(topk_ids) else never
+        ids, weights = out
+    if prepared.launch is not None:
+        prepared.launch(
+            topk_ids.data_ptr(),
+            topk_weights.data_ptr(),
+            shared_weights.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            0 if limit is None else limit.data_ptr(),
+        )
+    elif prepared.by_triton is not None:
+        bits = _BITS[weights.itemsize]
+        prepared.by_triton(
+            topk_ids,
+            topk_weights.view(bits),
+            shared_weights,
+            ids,
+            weights.view(bits),
+            ids if limit is None else limit,
+        )
+    return ids, weights
+
+
+def _find(
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor,
+    shared_weights: torch.Tensor,
+    num_experts: int,
+    shared: int,
+    limit: torch.Tensor | None,
+    out: Appended | None,
+) -> _Prepared:
+    """Return a call prepared for these arguments: an earlier one of theirs, or a new one once they are checked."""
+    given, key, prepared = (topk_ids, topk_weights, shared_weights), None, None
+    if type(num_experts) is int and type(shared) is int:
+        try:
+            key = (num_experts, shared, *map(_signature, given), None if limit is None else _signature(limit))
+            prepared = _prepared.get(key)
+        except (TypeError, AttributeError, RuntimeError):  # an argument of a wrong kind, which check_arguments names
+            pass
+    if prepared is None:
+        check_arguments(*given, num_experts, shared, limit, out)
+        prepared = _prepare(*given, num_experts, shared, limit)
+    if key is not None and is_kept(topk_ids):
+        prepared.shared = shared  # this object: the next call's is likely the same
+        if not prepared.same(*given):
+            prepared.same = guard(*given)
+        if len(_prepared) >= _MAX_PREPARED:
+            _prepared.clear()
+        _prepared[key] = prepared
+        if limit is None:
+            _prepared[_LAST] = prepared
+    return prepared
+
+
+def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _prepare(
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor,
+    shared_weights: torch.Tensor,
+    num_experts: int,
+    shared: int,
+    limit: torch.Tensor | None,
+) -> _Prepared:
+    """Plan a call whose arguments have been checked."""
+    device = topk_ids.device
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         validate.on_cuda("topk_ids", topk_ids)
     tokens, topk = topk_ids.shape
-    width = topk + num_fused_shared_experts
-    if out is None:
-        ids = torch.empty((tokens, width), dtype=topk_ids.dtype, device=topk_ids.device)
-        weights = torch.empty((tokens, width), dtype=topk_weights.dtype, device=topk_ids.device)
-    else:
-        ids, weights = out
-    if tokens == 0:
-        return ids, weights
-    bits = _BITS[topk_weights.itemsize]
-    strides = (*shared_weights.stride(), 0, 0)[:2]
-    arguments = (
-        topk_ids,
-        topk_weights.view(bits),
-        shared_weights,
-        ids,
-        weights.view(bits),
-        ids if num_token_non_padded is None else num_token_non_padded,
-        int(num_token_non_padded is not None),
-        tokens,
-        topk,
-        num_fused_shared_experts,
-        *topk_ids.stride(),
-        *topk_weights.stride(),
-        *strides,
+    width = topk + shared
+    dtypes = (topk_ids.dtype, topk_weights.dtype)
+    prepared = _Prepared(
         num_experts,
+        shared,
+        shape=(tokens, width),
+        strides=(width, 1),
+        dtypes=dtypes,
+        current=device.index if device.type == "cuda" else current_device(),
+        empty=empty_on(device),
     )
-    constants = {"DTYPE": _DTYPES[topk_weights.dtype], "ROWS": ROWS, "PLACES": PLACES}
-    grid = (-(-tokens // ROWS),)
-    if topk_ids.device.type == "cuda" and topk_ids.device.index != torch.cuda.current_device():
-        with torch.cuda.device(topk_ids.device):
-            _kernel()[grid](*arguments, **constants)
+    if tokens == 0:
+        return prepared
+    rows = rows_per_program(tokens)
+    grid = -(-tokens // rows)
+    by_row, by_place = (*shared_weights.stride(), 0, 0)[:2]
+    steps = (*topk_ids.stride(), *topk_weights.stride(), by_row, by_place)
+    values = (int(limit is not None), tokens, topk, shared, *steps, num_experts)
+    reach = max(_reach(topk_ids), _reach(topk_weights), _reach(shared_weights), grid * rows * width)
+    constants = {
+        "DTYPE": _DTYPES[topk_weights.dtype],
+        "ROWS": rows,
+        "PLACES": PLACES,
+        "ONE_PASS": width <= PLACES,
+        "WIDE": reach > validate.INT32_MAX,
+    }
+    loaded = _loaded(device.index, *dtypes, shared_weights.dtype, tuple(constants.items()))
+    if loaded is None:
+        prepared.by_triton = functools.partial(_by_triton, grid, values, {**constants, "OVERLAP": False})
     else:
-        _kernel()[grid](*arguments, **constants)
-    return ids, weights
+        kernel, block, memory = loaded
+        prepared.launch = bind(kernel, _params, _params.freeze(*values, 0, 0), grid, block, memory, overlap=True)
+    return prepared
+
+
+def _reach(tensor: torch.Tensor) -> int:
+    """Return the largest offset of an element."""
+    return sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+@functools.cache
+def _loaded(
+    device: int | None,
+    ids: torch.dtype,
+    weights: torch.dtype,
+    shared_weights: torch.dtype,
+    constants: tuple[tuple[str, Any], ...],
+) -> tuple[Launchable, int, int] | None:
+    """Return the kernel, its threads a block and its bytes of shared memory.
+
+    None where only Triton can launch it, as on the CPU, which has no device index.
+    """
+    if device is None:
+        return None
+    from .append_kernel import VALUES
+    from .triton_loader import load_triton
+
+    bits = f"*{_TYPES[_BITS[weights.itemsize]]}"
+    pointers = {"topk_ids": f"*{_TYPES[ids]}", "topk_weight_bits": bits, "shared_weights": f"*{_TYPES[shared_weights]}"}
+    pointers |= {"ids": pointers["topk_ids"], "weight_bits": bits, "num_valid_rows": "*i32"}
+    overlap = capability(device) >= OVERLAP_CAPABILITY
+    return load_triton(
+        _kernel(), pointers | dict.fromkeys(VALUES, "i64"), {**dict(constants), "OVERLAP": overlap}, device
+    )
+
+
+def _by_triton(grid: int, values: tuple[int, ...], constants: dict[str, Any], *tensors: torch.Tensor) -> None:
+    _kernel()[(grid,)](*tensors, *values, **constants)

@@ -8,27 +8,46 @@ from typing import Any
 import torch
 
 from . import validate
-from .gate_plan import SCORINGS, GatePlan, plan
-from .launcher import Launchable, Params, device_name, load_kernel, sm_count
+from .eager import Empty, Guard, current_device, dispatch_modes, empty_on, guard, is_compiling, is_kept, never
+from .gate_plan import SCORINGS, plan
+from .launcher import Bound, Params, bind, device_name, load_kernel, sm_count
 
 _params = Params(6, "5q10i2f")  # GateParams of gate_row.cuh
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_OUTPUT_DTYPES = (torch.float32, torch.int32)
+_TYPES = tuple([int, str, int, int, bool, number, bool, int] for number in (float, int))
+"""Types of the values of a call that is kept. True and 1.0 equal 1 and hash alike."""
 _MAX_PREPARED = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prepared:
     """A validated call: everything but addresses."""
 
+    topk: int
+    scoring: str
+    groups: int
+    kept: int
+    renormalize: bool
+    factor: float
+    on_output: bool
+    shared: int
+    has_bias: bool
+    alignment: int
+    bias_alignment: int
     shape: tuple[int, int]
-    device: torch.device
-    plan: GatePlan | None  # None: no tokens
-    kernel: Launchable | None
-    constants: bytes
+    strides: tuple[int, int]
+    current: int | None  # which CUDA device has to be current
+    empty: Empty
+    launch: Bound | None = None  # None: no tokens
+    same: Guard = never  # are logits and bias as they were?
+    fits: Guard = never  # are outputs as they were?
 
 
 _prepared: dict[Any, _Prepared] = {}
+"""By everything that `_Prepared` depends on; under _LAST, that of the last call that had to look it up."""
+_LAST = None
 
 
 def fused_gate(
@@ -49,8 +68,8 @@ def fused_gate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Route tokens to experts, as docs/contracts.md says. One launch on the current stream; no gradient.
 
-    Plain tensors go straight to the kernel. Under torch.compile, and for meta tensors and subclasses (fake
-    tensors among them), the call goes through ``torch.ops.moeproof.fused_gate``.
+    Plain tensors go straight to the kernel. Under torch.compile and modes that see every call of torch, and for
+    meta tensors and subclasses (fake tensors among them), the call goes through ``torch.ops.moeproof.fused_gate``.
 
     Parameters
     ----------
@@ -91,7 +110,12 @@ def fused_gate(
     TypeError, ValueError
         For an argument outside the domain.
     """
-    if type(logits) is torch.Tensor and not logits.is_meta and not torch.compiler.is_compiling():
+    if (
+        type(logits) is torch.Tensor
+        and not is_compiling()
+        and not logits.is_meta
+        and not (dispatch_modes() and logits.is_cuda)
+    ):
         return run(
             logits,
             bias,
@@ -144,62 +168,144 @@ def run(
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what `fused_gate` says, past the dispatcher. Arguments by position."""
-    call = (
-        topk,
-        scoring,
-        num_expert_group,
-        topk_group,
-        renormalize,
-        routed_scaling_factor,
-        apply_routed_scaling_factor_on_output,
-        num_fused_shared_experts,
-    )
-    try:
-        address = logits.data_ptr()
-        key = (
-            logits.shape,
-            logits.stride(),
-            logits.dtype,
-            logits.device,
-            address & 15,
-            call,
-            None if bias is None else (*_signature(bias), bias.data_ptr() & 15),
-            None if num_token_non_padded is None else _signature(num_token_non_padded),
-            None if expert_map is None else _signature(expert_map),
-            None if out is None else tuple(map(_signature, out)),
-        )
-        prepared = _prepared.get(key)
-    except (TypeError, AttributeError, RuntimeError):  # an argument of a wrong kind, which _prepare names
-        address, key, prepared = 0, None, None
-    if prepared is None:
-        prepared = _prepare(logits, bias, *call, num_token_non_padded, expert_map, out)
-        if len(_prepared) >= _MAX_PREPARED:
-            _prepared.clear()
-        if key is not None and logits.is_cuda:  # on the CPU the kernel is one executor's own
-            _prepared[key] = prepared
-    if out is None:
-        device = prepared.device
-        weights = torch.empty(prepared.shape, dtype=torch.float32, device=device)
-        indices = torch.empty(prepared.shape, dtype=torch.int32, device=device)
+    last = _prepared.get(_LAST)
+    # What equals a right value may be of a wrong type, as True equals 1: so values are compared by identity.
+    if (
+        last is not None
+        and topk is last.topk
+        and scoring is last.scoring
+        and num_expert_group is last.groups
+        and topk_group is last.kept
+        and renormalize is last.renormalize
+        and type(routed_scaling_factor) is float
+        and routed_scaling_factor == last.factor
+        and apply_routed_scaling_factor_on_output is last.on_output
+        and num_fused_shared_experts is last.shared
+        and num_token_non_padded is None
+        and expert_map is None
+        and last.has_bias is (bias is not None)
+        and (last.same(logits) if bias is None else last.same(logits, bias))
+        and (address := logits.data_ptr()) & 15 == last.alignment
+        and (bias_address := 0 if bias is None else bias.data_ptr()) & 15 == last.bias_alignment
+    ):
+        prepared = last
     else:
+        prepared = _find(
+            logits,
+            bias,
+            topk,
+            scoring,
+            num_expert_group,
+            topk_group,
+            renormalize,
+            routed_scaling_factor,
+            apply_routed_scaling_factor_on_output,
+            num_fused_shared_experts,
+            num_token_non_padded,
+            expert_map,
+            out,
+        )
+        address, bias_address = logits.data_ptr(), 0 if bias is None else bias.data_ptr()
+    if prepared.current != current_device():
+        with torch.cuda.device(prepared.current):
+            return run(
+                logits,
+                bias,
+                topk,
+                scoring,
+                num_expert_group,
+                topk_group,
+                renormalize,
+                routed_scaling_factor,
+                apply_routed_scaling_factor_on_output,
+                num_fused_shared_experts,
+                num_token_non_padded,
+                expert_map,
+                out,
+            )
+    if out is None:
+        weights = prepared.empty(prepared.shape, prepared.strides, torch.float32)
+        indices = prepared.empty(prepared.shape, prepared.strides, torch.int32)
+    else:
+        if type(out) is not tuple or len(out) != 2 or not prepared.fits(*out):
+            check_arguments(
+                logits,
+                bias,
+                topk,
+                scoring,
+                num_expert_group,
+                topk_group,
+                renormalize,
+                routed_scaling_factor,
+                apply_routed_scaling_factor_on_output,
+                num_fused_shared_experts,
+                num_token_non_padded,
+                expert_map,
+                out,
+            )
+            prepared.fits = guard(*out) if is_kept(logits) else never
         weights, indices = out
-    if prepared.kernel is None or prepared.plan is None:
-        return weights, indices
-    params = _params.pack(
-        prepared.constants,
-        address,
-        0 if bias is None else bias.data_ptr(),
-        weights.data_ptr(),
-        indices.data_ptr(),
-        0 if num_token_non_padded is None else num_token_non_padded.data_ptr(),
-        0 if expert_map is None else expert_map.data_ptr(),
-    )
-    prepared.kernel.launch(prepared.plan.grid, prepared.plan.block, params, overlap=True)
+    if prepared.launch is not None:
+        prepared.launch(
+            address,
+            bias_address,
+            weights.data_ptr(),
+            indices.data_ptr(),
+            0 if num_token_non_padded is None else num_token_non_padded.data_ptr(),
+            0 if expert_map is None else expert_map.data_ptr(),
+        )
     return weights, indices
 
 
-def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+def _find(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    topk: int,
+    scoring: str,
+    groups: int,
+    kept: int,
+    renormalize: bool,
+    factor: float,
+    on_output: bool,
+    shared: int,
+    limit: torch.Tensor | None,
+    expert_map: torch.Tensor | None,
+    out: tuple[torch.Tensor, torch.Tensor] | None,
+) -> _Prepared:
+    """Return a call prepared for these arguments: an earlier one of theirs, or a new one once they are checked."""
+    call = (topk, scoring, groups, kept, renormalize, factor, on_output, shared)
+    key, prepared = None, None
+    if [*map(type, call)] in _TYPES:
+        try:
+            key = (
+                call,
+                *_signature(logits, 15),
+                None if bias is None else _signature(bias, 15),
+                None if limit is None else _signature(limit),
+                None if expert_map is None else _signature(expert_map),
+            )
+            prepared = _prepared.get(key)
+        except (TypeError, AttributeError, RuntimeError):  # an argument of a wrong kind, which check_arguments names
+            pass
+    if prepared is None:
+        check_arguments(logits, bias, *call, limit, expert_map, out)
+        prepared = _prepare(logits, bias, *call, limit, expert_map)
+    if key is not None and is_kept(logits):
+        # The objects of this call: equal ones of the next are likely the same.
+        prepared.topk, prepared.scoring, prepared.groups, prepared.kept = topk, scoring, groups, kept
+        given = (logits,) if bias is None else (logits, bias)
+        if not prepared.same(*given):
+            prepared.same = guard(*given)
+        if len(_prepared) >= _MAX_PREPARED:
+            _prepared.clear()
+        _prepared[key] = prepared
+        if limit is None and expert_map is None:
+            _prepared[_LAST] = prepared
+    return prepared
+
+
+def _signature(tensor: torch.Tensor, alignment: int = 0) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, alignment and tensor.data_ptr() & alignment
 
 
 def check_arguments(
@@ -253,7 +359,7 @@ def check_arguments(
         validate.same_device("expert_map", expert_map, logits, "logits")
     if out is not None:
         shapes = ((tokens, topk), (tokens, topk))
-        validate.outputs(out, ("weights", "indices"), shapes, (torch.float32, torch.int32), logits)
+        validate.outputs(out, ("weights", "indices"), shapes, _OUTPUT_DTYPES, logits)
 
 
 def _prepare(
@@ -269,16 +375,32 @@ def _prepare(
     shared: int,
     limit: torch.Tensor | None,
     expert_map: torch.Tensor | None,
-    out: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> _Prepared:
-    flags = (topk, scoring, groups, kept, renormalize, factor, on_output, shared)
-    check_arguments(logits, bias, *flags, limit, expert_map, out)
+    """Plan a call whose arguments have been checked."""
     validate.on_cuda("logits", logits)
     tokens, experts = logits.shape
+    device = logits.device
+    index = device.index
+    prepared = _Prepared(
+        topk,
+        scoring,
+        groups,
+        kept,
+        renormalize,
+        factor,
+        on_output,
+        shared,
+        has_bias=bias is not None,
+        alignment=logits.data_ptr() & 15,
+        bias_alignment=0 if bias is None else bias.data_ptr() & 15,
+        shape=(tokens, topk),
+        strides=(topk, 1),
+        current=current_device() if index is None else index,
+        empty=empty_on(device),
+    )
     if tokens == 0:
-        return _Prepared((tokens, topk), logits.device, None, None, b"")
+        return prepared
     rows, columns = logits.stride()
-    index = logits.device.index
     chosen = plan(
         tokens,
         experts,
@@ -313,7 +435,8 @@ def _prepare(
         1.0 if on_output else 1.0 / factor,
     )
     kernel = load_kernel(chosen.file, chosen.name, index)
-    return _Prepared((tokens, topk), logits.device, chosen, kernel, constants)
+    prepared.launch = bind(kernel, _params, constants, chosen.grid, chosen.block, overlap=True)
+    return prepared
 
 
 def _alignment(address: int, step: int) -> int:

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -112,17 +112,25 @@ class Params(threading.local):
         Number of pointers, which the struct starts with.
     values : str
         The fields behind them, in the letters of the struct module.
+    separate : bool
+        Each pointer and each value, all of 8 bytes, is a parameter of its own, as Triton's kernels have them.
     """
 
-    def __init__(self, pointers: int, values: str) -> None:
+    def __init__(self, pointers: int, values: str, separate: bool = False) -> None:
         self._values = struct.Struct(f"<{values}")
+        self.pointers = pointers
         self.size = 8 * pointers + self._values.size
+        self._offsets = range(0, self.size, 8) if separate else (0,)
         buffer = bytearray(self.size)
         self._struct = (ctypes.c_char * self.size).from_buffer(buffer)
-        self._pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self._struct))
+        self._pointers = self.array(ctypes.addressof(self._struct))
         array = ctypes.c_void_p(ctypes.addressof(self._pointers))
         # One attribute, since looking one up in a thread's local storage is slow.
         self._slot = (struct.Struct(f"<{pointers}Q").pack_into, buffer, slice(8 * pointers, None), array)
+
+    def array(self, address: int) -> ctypes.Array[ctypes.c_void_p]:
+        """Return the parameter array of a struct at an address."""
+        return (ctypes.c_void_p * len(self._offsets))(*(address + offset for offset in self._offsets))
 
     def freeze(self, *values: int | float) -> bytes:
         """Return the fields behind the pointers as bytes."""
@@ -137,9 +145,14 @@ class Params(threading.local):
 
 
 _CONFIG = struct.Struct("<7I4x2QI4x")  # grid, block, dynamic shared memory, stream, attributes, their number
+_STREAM_AT = 32
+"""Where in it the stream is, which with the attributes is its end."""
 # CUlaunchAttribute: programmatic stream serialisation is allowed.
 _overlap = ctypes.create_string_buffer(struct.pack("<i4xi60x", _OVERLAP, 1), 72)
 _OVERLAP_AT = ctypes.addressof(_overlap)
+
+Bound = Callable[..., None]
+"""Launches a kernel with the pointers that it is called with, in the order of the parameter struct."""
 
 
 class _Config(threading.local):
@@ -190,17 +203,84 @@ class Kernel:
         else:
             self._submit(grid, block, params, shared, overlap)
 
+    def bind(
+        self, params: Params, constants: bytes, grid: int, block: int, shared: int = 0, overlap: bool = False
+    ) -> Bound:
+        """Return a function that launches with pointers, all else being fixed; see `bind`."""
+        current_stream, submit, device, function = (
+            torch._C._cuda_getCurrentRawStream,
+            self._launch,
+            self.device,
+            self._function,
+        )
+        # Stream, attributes, their number, and behind this end of the configuration the parameters.
+        pack_into = struct.Struct(f"<2QI4x{params.pointers}Q").pack_into
+        head = _CONFIG.pack(grid, 1, 1, block, 1, 1, shared, 0, 0, 0)
+        attributes = int(overlap and self._overlaps)
+        # Buffers that no launch is using. Taking one and giving it back are atomic; a second one is made only if
+        # another thread launches while the driver reads the first.
+        spare: list[tuple[bytearray, tuple[Any, ...]]] = []
+
+        def launch(*pointers: int) -> None:
+            try:
+                slot = spare.pop()
+            except IndexError:
+                buffer = bytearray(head + bytes(8 * params.pointers) + constants)
+                address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))  # which a bytearray keeps while it lives
+                config = ctypes.c_void_p(address)
+                slot = buffer, (config, function, params.array(address + _CONFIG.size), None)
+            buffer, arguments = slot
+            pack_into(buffer, _STREAM_AT, current_stream(device), _OVERLAP_AT, attributes, *pointers)
+            if status := submit(*arguments):
+                self._retry(status, arguments)
+            spare.append(slot)
+
+        return launch
+
     def _submit(self, grid: int, block: int, params: ctypes.c_void_p, shared: int, overlap: bool) -> None:
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         pack_into, buffer, config = _config.slot
         attributes = int(overlap and self._overlaps)
         pack_into(buffer, 0, grid, 1, 1, block, 1, 1, shared, stream, _OVERLAP_AT, attributes)
-        status = self._launch(config, self._function, params, None)
+        arguments = (config, self._function, params, None)
+        if status := self._launch(*arguments):
+            self._retry(status, arguments)
+
+    def _retry(self, status: int, arguments: tuple[Any, ...]) -> None:
         if status == _INVALID_CONTEXT:  # a thread that has made no CUDA call yet
             _check(_driver().cuCtxSetCurrent(self._context), "cuCtxSetCurrent")
-            status = self._launch(config, self._function, params, None)
+            status = self._launch(*arguments)
         if status:
             _check(status, "cuLaunchKernelEx")
+
+
+def bind(
+    kernel: Launchable,
+    params: Params,
+    constants: bytes,
+    grid: int,
+    block: int,
+    shared: int = 0,
+    overlap: bool = False,
+) -> Bound:
+    """Return a function that launches a kernel with pointers, all else being fixed: what a prepared call keeps.
+
+    The kernel's device has to be current when it is called: `Kernel.launch` sees to that, this does not.
+
+    Parameters
+    ----------
+    kernel : Launchable
+        What `load_kernel` returned.
+    params : Params
+        The kernel's parameters.
+    constants : bytes
+        What `Params.freeze` returned.
+    grid, block, shared, overlap
+        As `Kernel.launch` takes them.
+    """
+    if isinstance(kernel, Kernel):
+        return kernel.bind(params, constants, grid, block, shared, overlap)
+    return lambda *pointers: kernel.launch(grid, block, params.pack(constants, *pointers), shared, overlap)
 
 
 def sm_count(device: int | None) -> int:
@@ -242,6 +322,17 @@ def _cubin(file: str, name: str, arch: str, delays: int = 0) -> Cubin:
 @functools.cache
 def _kernel(file: str, name: str, device: int, shared: int, delays: int) -> Kernel:
     cubin = _cubin(file, name, _arch(device), delays)
+    return load_cubin(cubin.code, cubin.symbols[name], device, shared)
+
+
+def load_cubin(code: bytes, symbol: str, device: int, shared: int = 0) -> Kernel:
+    """Return a kernel of a cubin, loaded on a CUDA device; also while a graph is captured.
+
+    Raises
+    ------
+    LaunchError
+        If the driver refuses to load it.
+    """
     cuda = _driver()
     context, previous = ctypes.c_void_p(), ctypes.c_void_p()
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -251,9 +342,8 @@ def _kernel(file: str, name: str, device: int, shared: int, delays: int) -> Kern
     mode = ctypes.c_int(_CAPTURE_RELAXED)
     _check(cuda.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)), "cuThreadExchangeStreamCaptureMode")
     try:
-        _check(cuda.cuModuleLoadData(ctypes.byref(module), cubin.code), "cuModuleLoadData")
-        symbol = cubin.symbols[name].encode()
-        _check(cuda.cuModuleGetFunction(ctypes.byref(function), module, symbol), "cuModuleGetFunction")
+        _check(cuda.cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
+        _check(cuda.cuModuleGetFunction(ctypes.byref(function), module, symbol.encode()), "cuModuleGetFunction")
         if shared:
             for attribute, value in ((_MAX_SHARED, shared), (_CARVEOUT, 100)):
                 _check(cuda.cuFuncSetAttribute(function, attribute, value), "cuFuncSetAttribute")

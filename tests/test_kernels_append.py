@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,10 +115,65 @@ def test_any_number_of_places(topk: int, count: int) -> None:
         assert torch.equal(have, want)
 
 
-def test_one_variant_for_each_combination_of_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value or an alignment that the kernel were specialized on would compile it anew for many a shape."""
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("few", [False, True])
+def test_every_variant_of_the_kernel(wide: bool, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FEW_TOKENS", 70 if few else 69)
+    monkeypatch.setattr(module.validate, "INT32_MAX", 100 if wide else 2**31 - 1)
+    ids = torch.arange(70 * 18).reshape(70, 18)[:, ::2] + 2**40
+    weights, shared = payloads(70, 9, torch.float16), torch.rand(70, 4)[:, :3]
+    experts = 2**62 if wide else 500
+    for valid in (-1, 0, 37, 70, 10**6):
+        limit = torch.tensor([valid], dtype=torch.int32)
+        got = module.append_shared_experts(ids, weights, shared, experts, 3, num_token_non_padded=limit)
+        want = expected(ids, weights, shared, experts, 3, max(valid, 0))
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(bits(got[1]), bits(want[1]))
+
+
+def test_offsets_past_32_bits_are_seen() -> None:
+    """An element at 2^31 needs more than 32 bits, one before it does not; shapes and strides say so, no memory."""
+    for last, wide in ((2**31 - 1, False), (2**31, True)):
+        tensor = torch.empty_strided((3, 2), ((last - 1) // 2, (last - 1) % 2 + 1), device="meta")
+        assert module._reach(tensor) == last
+        assert (module._reach(tensor) > module.validate.INT32_MAX) == wide
+    assert module._reach(torch.empty((), device="meta")) == 0
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     reload_kernel()
+    module._loaded.cache_clear()
+    yield
+    module._loaded.cache_clear()
+
+
+def pointers(ids: str, weights: str, shared: str) -> dict[str, str]:
+    word = "*i32" if weights == "float32" else "*i16"
+    types = {"topk_ids": ids, "ids": ids, "topk_weight_bits": word, "weight_bits": word}
+    return types | {"shared_weights": shared, "num_valid_rows": "*i32"}
+
+
+def build(capability: int = 90, **changed: Any) -> Any:
+    """Compile the kernel for an absent GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel: Any = importlib.import_module("moeproof.kernels.append_kernel").append_rows
+    constants = {"DTYPE": "float32", "ROWS": module.ROWS, "PLACES": module.PLACES, "ONE_PASS": True, "WIDE": False}
+    constants |= {"OVERLAP": capability >= 90, **changed}
+    types = pointers("*i64", constants["DTYPE"], "*bf16")
+    signature = {n: "constexpr" if n in constants else types.get(n, "i64") for n in kernel.arg_names}
+    source = ASTSource(kernel, signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_one_variant_for_each_combination_of_dtypes() -> None:
+    """A value or an alignment that the kernel were specialized on would compile it anew for many a shape."""
     kernel: Any = importlib.import_module("moeproof.kernels.append_kernel").append_rows
     for parameter in kernel.params:
         pointer = parameter.name in POINTERS
@@ -125,18 +181,112 @@ def test_one_variant_for_each_combination_of_dtypes(monkeypatch: pytest.MonkeyPa
         assert parameter.is_constexpr or pointer or parameter.annotation_type == "i64"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_compiles_for_a_gpu(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@pytest.mark.usefixtures("compiled")
+def test_parameters_are_in_the_order_that_the_host_packs() -> None:
+    kernel = importlib.import_module("moeproof.kernels.append_kernel")
+    names = kernel.POINTERS + kernel.VALUES
+    assert tuple(kernel.append_rows.arg_names[: len(names)]) == names
+    assert names[:6] == POINTERS
+    assert module._params.size == 8 * (len(names) + 2)
 
-    kernel: Any = importlib.import_module("moeproof.kernels.append_kernel").append_rows
-    constants = {"DTYPE": dtype, "ROWS": module.ROWS, "PLACES": module.PLACES}
-    word = "*i32" if dtype == "float32" else "*i16"
-    pointers = {"topk_ids": "*i64", "ids": "*i64", "topk_weight_bits": word, "weight_bits": word}
-    pointers |= {"shared_weights": "*bf16", "num_valid_rows": "*i32"}
-    signature = {n: "constexpr" if n in constants else pointers.get(n, "i64") for n in kernel.arg_names}
-    source = ASTSource(kernel, signature, constexprs=constants)
-    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("changed", [{"DTYPE": "bfloat16", "ONE_PASS": False}, {"DTYPE": "float16"}, {"WIDE": True}])
+def test_compiles_for_a_gpu(changed: dict[str, Any]) -> None:
+    from moeproof.kernels.triton_loader import is_launchable
+
+    made = build(**changed)
+    assert made.asm["cubin"]
+    assert is_launchable(made, 17)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_memory_is_touched_after_the_kernel_before_has_ended() -> None:
+    """Only where launches overlap; older devices do not know the instruction."""
+    text = build(ROWS=module.FEW_ROWS).asm["ptx"]
+    assert text.index("griddepcontrol.launch_dependents") < text.index("griddepcontrol.wait")
+    assert text.index("griddepcontrol.wait") < text.index("ld.global")
+    assert "griddepcontrol" not in build(80, ROWS=module.FEW_ROWS).asm["ptx"]
+
+
+PTX = ".version 8\n.visible .entry f(\n\t.param .u64 .ptr f_0,\n\t.param .u64 f_1{}\n)\n{{ .param .b32 x; }}"
+
+
+def look_alike(**changed: Any) -> Any:
+    """Return something like a compiled kernel of one parameter and two pointers to scratch memory."""
+    known = {"num_warps": 4, "num_ctas": 1, "shared": 0, "global_scratch_size": 0, "profile_scratch_size": 0}
+    metadata = SimpleNamespace(**{**known, "launch_cooperative_grid": False, "name": "f", **changed})
+    more = changed.get("more", ",\n\t.param .u64 .ptr f_2")
+    return SimpleNamespace(metadata=metadata, asm={"ptx": PTX.format(more), "cubin": b"code"})
+
+
+DIFFERENT: list[dict[str, Any]] = [
+    {"more": ""},
+    {"more": ", .param .u64 f_2, .param .u64 f_3"},
+    {"more": ", .param .u32 f_2"},
+    {"more": ", .param .align 64 .b8 f_2[128]"},
+    {"num_warps": 8},
+    {"num_ctas": 2},
+    {"shared": 64 << 10},
+    {"global_scratch_size": 8},
+    {"profile_scratch_size": 8},
+    {"launch_cooperative_grid": True},
+]
+
+
+@pytest.mark.parametrize("changed", [{}, *DIFFERENT])
+def test_what_is_compiled_another_way_is_left_to_triton(changed: dict[str, Any]) -> None:
+    from moeproof.kernels.triton_loader import is_launchable
+
+    assert is_launchable(look_alike(**changed), 1) == (not changed)
+
+
+@pytest.fixture
+def on_a_device(compiled: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Make as if the kernel were compiled and loaded for device 0; return the sources that are compiled."""
+    from moeproof.kernels import triton_loader
+
+    seen: list[Any] = []
+    monkeypatch.setattr(triton_loader, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(module, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(triton_loader, "load_cubin", lambda code, name, device: (code, name, device))
+    monkeypatch.setattr(triton_loader, "compile", lambda source, **how: seen.append(source) or look_alike())
+    monkeypatch.setattr(triton_loader, "is_launchable", lambda compiled, parameters: parameters == 17)
+    return seen
+
+
+CONSTANTS = (("DTYPE", "float16"), ("ROWS", 8), ("PLACES", 16), ("ONE_PASS", True), ("WIDE", False))
+
+
+def test_kernel_is_loaded_for_our_own_launcher(on_a_device: list[Any]) -> None:
+    loaded: Any = module._loaded(0, torch.int64, torch.float16, torch.bfloat16, CONSTANTS)
+    assert loaded == ((b"code", "f", 0), 128, 0)
+    (source,) = on_a_device
+    types = pointers("*i64", "float16", "*bf16")
+    assert {name: kind for name, kind in source.signature.items() if kind.startswith("*")} == types
+    assert len(source.constants) == 6
+    assert module._loaded(0, torch.int64, torch.float16, torch.bfloat16, CONSTANTS) is loaded
+
+
+@pytest.mark.parametrize("how", ["another shape", "another name", "other arguments"])
+def test_an_unknown_triton_launches_by_itself(
+    on_a_device: list[Any], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moeproof.kernels import triton_loader
+
+    if how == "another shape":
+        monkeypatch.setattr(triton_loader, "is_launchable", lambda compiled, parameters: False)
+    elif how == "another name":
+        nameless = SimpleNamespace(asm={}, metadata=SimpleNamespace())
+        monkeypatch.setattr(triton_loader, "compile", lambda source, **how: nameless)
+    else:
+        monkeypatch.setattr(triton_loader, "ASTSource", lambda kernel: None)
+    assert module._loaded(0, torch.int64, torch.float16, torch.bfloat16, CONSTANTS) is None
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_an_interpreted_kernel_is_not_compiled() -> None:
+    from moeproof.kernels.triton_loader import load_triton
+
+    kernel = importlib.import_module("moeproof.kernels.append_kernel").append_rows
+    assert load_triton(kernel, {}, {}, 0) is None
