@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 
-from . import validate
+from . import eager, validate
 from .align_plan import MAX_SLICES, SCAN_EXPERTS, THREADS, AlignPlan, capacity, plan
-from .launcher import Launchable, Params, capability, load_kernel, sm_count
+from .eager import current_device, dispatch_modes, empty_on, is_compiling, never, storage_of
+from .kept import Calls, Prepared
+from .launcher import Bound, Params, bind, capability, load_kernel, sm_count
 
 __all__ = ["capacity", "moe_align_block_size"]
 
 _FILE = "align_block_size.cu"
 _params = Params(6, "3qIiIi10i")  # AlignParams of align_block_size.cu
 _NAMES = ("sorted_token_ids", "expert_ids", "num_tokens_post_pad")
-_MAX_PREPARED = 4096
 
 Aligned = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A validated call: everything but addresses."""
-
-    places: int
-    blocks: int
-    scratch: int  # int32 elements
-    plan: AlignPlan | None  # None: no ids
-    launches: tuple[tuple[Launchable, int, int, int, bool], ...]  # kernel, grid, block, shared memory, overlap
-    constants: bytes
+Call = tuple[torch.Tensor, int, int, torch.Tensor | None]
+"""The arguments of `moe_align_block_size` but ``out``, in its order."""
 
 
-_prepared: dict[Any, _Prepared] = {}
+@dataclass(slots=True, kw_only=True)
+class _Prepared(Prepared):
+    """What a call of this op is compared with, and what it launches."""
+
+    num_experts: int
+    block_size: int
+    mapped: bool
+    places: tuple[int]
+    blocks: tuple[int]
+    scratch: tuple[int]  # int32 elements
+    launches: tuple[Bound, ...] = ()  # none: no ids
+
+
+_calls: Calls[_Prepared] = Calls()
+_ONE = (1,)
+"""Stride of a vector, and length of `num_tokens_post_pad`."""
 
 
 def moe_align_block_size(
@@ -47,8 +55,9 @@ def moe_align_block_size(
     """Group flat indices by expert, as docs/contracts.md says. One to three launches on the current stream.
 
     Stable: indices ascend within an expert. Ids of −1 and ids outside [0, num_experts) are dropped. Plain
-    tensors go straight to the kernels. Under torch.compile, and for meta tensors and subclasses (fake tensors
-    among them), the call goes through ``torch.ops.moeproof.moe_align_block_size``.
+    tensors go straight to the kernels. Under torch.compile and modes that see every call of torch, and for meta
+    tensors and subclasses (fake tensors among them), the call goes through
+    ``torch.ops.moeproof.moe_align_block_size``.
 
     Parameters
     ----------
@@ -77,8 +86,13 @@ def moe_align_block_size(
     TypeError, ValueError
         For an argument outside the domain.
     """
-    if type(topk_ids) is torch.Tensor and not topk_ids.is_meta and not torch.compiler.is_compiling():
-        return run(topk_ids, num_experts, block_size, expert_map, out)
+    if (
+        type(topk_ids) is torch.Tensor
+        and not is_compiling()
+        and not topk_ids.is_meta
+        and not (dispatch_modes() and topk_ids.is_cuda)
+    ):
+        return run((topk_ids, num_experts, block_size, expert_map), out)
     validate.tensor("topk_ids", topk_ids, 2, validate.INTEGERS)
     if out is not None:
         raise TypeError("out is given for a traced or wrapped call; allowed there: None")
@@ -87,61 +101,53 @@ def moe_align_block_size(
     return ops.moe_align_block_size(topk_ids, num_experts, block_size, expert_map=expert_map)
 
 
-def run(
-    topk_ids: torch.Tensor,
-    num_experts: int,
-    block_size: int,
-    expert_map: torch.Tensor | None = None,
-    out: Aligned | None = None,
-) -> Aligned:
-    """Do what `moe_align_block_size` says, past the dispatcher. Arguments by position."""
-    try:
-        key = (
-            *_signature(topk_ids),
-            num_experts,
-            block_size,
-            None if expert_map is None else _signature(expert_map),
-            None if out is None else tuple(map(_signature, out)),
-        )
-        prepared = _prepared.get(key)
-    except (TypeError, AttributeError, RuntimeError):  # an argument of a wrong kind, which _prepare names
-        key, prepared = None, None
-    if prepared is None:
-        prepared = _prepare(topk_ids, num_experts, block_size, expert_map, out)
-        if len(_prepared) >= _MAX_PREPARED:
-            _prepared.clear()
-        if key is not None and topk_ids.is_cuda:  # on the CPU the kernels are one executor's own
-            _prepared[key] = prepared
+def run(call: Call, out: Aligned | None = None) -> Aligned:
+    """Do what `moe_align_block_size` says, past the dispatcher."""
+    topk_ids, num_experts, block_size, expert_map = call
+    given = (topk_ids,) if expert_map is None else (topk_ids, expert_map)
+    prepared = _calls.last
+    # What equals a right value may be of a wrong type, as True equals 1.
+    if (
+        prepared is None
+        or type(num_experts) is not int
+        or num_experts != prepared.num_experts
+        or type(block_size) is not int
+        or block_size != prepared.block_size
+        or (expert_map is not None) is not prepared.mapped
+        or not prepared.same(*given)
+        or not topk_ids.untyped_storage()
+        or (expert_map is not None and not expert_map.untyped_storage())
+    ):
+        values = (num_experts, block_size, expert_map is None)
+        prepared = _calls.find(values, given, partial(_prepare, call, out))
+    if prepared.current is not None and prepared.current != current_device():
+        with torch.cuda.device(prepared.current):
+            return run(call, out)
+    empty = prepared.empty
     if out is None:
-        device = topk_ids.device
-        places = torch.empty(prepared.places, dtype=torch.int32, device=device)
-        blocks = torch.empty(prepared.blocks, dtype=torch.int32, device=device)
-        total = torch.empty(1, dtype=torch.int32, device=device)
+        places = empty(prepared.places, _ONE, torch.int32)
+        blocks = empty(prepared.blocks, _ONE, torch.int32)
+        total = empty(_ONE, _ONE, torch.int32)
     else:
+        if type(out) is not tuple or len(out) != 3 or not prepared.fits(*out) or not all(map(storage_of, out)):
+            check_arguments(*call, out)
+            prepared.fits = eager.guard(*out) if eager.is_kept(topk_ids) else never
         places, blocks, total = out
-    if prepared.plan is None:
+    if not prepared.launches:
         total.zero_()
         return places, blocks, total
-    scratch = 0
-    if prepared.scratch:
-        memory = torch.empty(prepared.scratch, dtype=torch.int32, device=topk_ids.device)
-        scratch = memory.data_ptr()
-    params = _params.pack(
-        prepared.constants,
+    scratch = empty(prepared.scratch, _ONE, torch.int32) if prepared.scratch[0] else None
+    pointers = (
         topk_ids.data_ptr(),
         0 if expert_map is None else expert_map.data_ptr(),
         places.data_ptr(),
         blocks.data_ptr(),
         total.data_ptr(),
-        scratch,
+        0 if scratch is None else scratch.data_ptr(),
     )
-    for kernel, grid, block, shared, overlap in prepared.launches:
-        kernel.launch(grid, block, params, shared, overlap)
+    for launch in prepared.launches:
+        launch(*pointers)
     return places, blocks, total
-
-
-def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def check_arguments(
@@ -171,20 +177,27 @@ def check_arguments(
         validate.outputs(out, _NAMES, shapes, (torch.int32,) * 3, topk_ids)
 
 
-def _prepare(
-    topk_ids: torch.Tensor,
-    num_experts: int,
-    block_size: int,
-    expert_map: torch.Tensor | None,
-    out: Aligned | None,
-) -> _Prepared:
-    check_arguments(topk_ids, num_experts, block_size, expert_map, out)
+def _prepare(call: Call, out: Aligned | None) -> _Prepared:
+    """Check a call and plan it."""
+    check_arguments(*call, out)
+    topk_ids, num_experts, block_size, expert_map = call
     validate.on_cuda("topk_ids", topk_ids)
+    validate.in_memory({"topk_ids": topk_ids, "expert_map": expert_map})
     numel = topk_ids.numel()
     length = capacity(numel, num_experts, block_size)
-    if numel == 0:
-        return _Prepared(length, length // block_size, 0, None, (), b"")
     index = topk_ids.device.index
+    prepared = _Prepared(
+        num_experts=num_experts,
+        block_size=block_size,
+        mapped=expert_map is not None,
+        places=(length,),
+        blocks=(length // block_size,),
+        scratch=(0,),
+        current=index,
+        empty=empty_on(topk_ids.device),
+    )
+    if numel == 0:
+        return prepared
     chosen = plan(numel, num_experts, block_size, sm_count=sm_count(index), capability=capability(index))
     topk, row_stride, column_stride = _as_rows(topk_ids)
     constants = _params.freeze(
@@ -204,12 +217,13 @@ def _prepare(
         chosen.rank_warps,
         chosen.chunks,
     )
-    scratch = 0 if chosen.variant == "few" else (chosen.tiles + 1) * num_experts + MAX_SLICES  # ScanScratch
-    launches = tuple(
-        (load_kernel(_FILE, name, index, shared), grid, THREADS, shared, i > 0)
+    if chosen.variant != "few":
+        prepared.scratch = ((chosen.tiles + 1) * num_experts + MAX_SLICES,)  # ScanScratch
+    prepared.launches = tuple(
+        bind(load_kernel(_FILE, name, index, shared), _params, constants, grid, THREADS, shared, overlap=i > 0)
         for i, (name, grid, shared) in enumerate(_launches(chosen, num_experts))
     )
-    return _Prepared(length, length // block_size, scratch, chosen, launches, constants)
+    return prepared
 
 
 def _launches(chosen: AlignPlan, num_experts: int) -> list[tuple[str, int, int]]:

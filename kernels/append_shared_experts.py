@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
-from . import validate
-from .eager import Empty, Guard, current_device, dispatch_modes, empty_on, guard, is_compiling, is_kept, never
+from . import eager, validate
+from .eager import current_device, dispatch_modes, empty_on, is_compiling, never, storage_of
+from .kept import Calls, Prepared
 from .launcher import OVERLAP_CAPABILITY, Bound, Launchable, Params, bind, capability
 
 Appended = tuple[torch.Tensor, torch.Tensor]
+Call = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int, torch.Tensor | None]
+"""The arguments of `append_shared_experts` but ``out``, in its order."""
 FEW_TOKENS, FEW_ROWS, ROWS = 4096, 8, 64
 """Rows a program: one place a thread up to FEW_TOKENS, where latency counts; beyond, enough of them to hide it."""
 PLACES = 16
@@ -32,29 +35,23 @@ _TYPES = {
 }
 """Triton's names."""
 _params = Params(6, "13q", separate=True)  # the parameters of append_rows, and Triton's two for scratch memory
-_MAX_PREPARED = 4096
 
 
-@dataclass(slots=True)
-class _Prepared:
-    """A validated call: everything but addresses."""
+@dataclass(slots=True, kw_only=True)
+class _Prepared(Prepared):
+    """What a call of this op is compared with, and what it launches."""
 
     num_experts: int
     shared: int
+    limited: bool
     shape: tuple[int, int]
     strides: tuple[int, int]
     dtypes: tuple[torch.dtype, torch.dtype]
-    current: int | None  # which CUDA device has to be current
-    empty: Empty
     launch: Bound | None = None  # of addresses
     by_triton: Callable[..., None] | None = None  # of tensors, through Triton's own launcher; neither: no tokens
-    same: Guard = never  # are ids, weights and shared weights as they were?
-    fits: Guard = never  # are outputs as they were?
 
 
-_prepared: dict[Any, _Prepared] = {}
-"""By everything that `_Prepared` depends on; under _LAST, that of the last call that had to look it up."""
-_LAST = None
+_calls: Calls[_Prepared] = Calls()
 
 
 @functools.cache
@@ -122,15 +119,15 @@ def append_shared_experts(
         and not topk_ids.is_meta
         and not (dispatch_modes() and topk_ids.is_cuda)
     ):
-        return run(
+        call = (
             topk_ids,
             topk_weights,
             shared_weights,
             num_experts,
             num_fused_shared_experts,
             num_token_non_padded,
-            out,
         )
+        return run(call, out)
     validate.tensor("topk_ids", topk_ids, 2, validate.INTEGERS)
     if out is not None:
         raise TypeError("out is given for a traced or wrapped call; allowed there: None")
@@ -176,38 +173,38 @@ def check_arguments(
         validate.outputs(out, _NAMES, shapes, (topk_ids.dtype, topk_weights.dtype), topk_ids)
 
 
-def run(
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    shared_weights: torch.Tensor,
-    num_experts: int,
-    num_fused_shared_experts: int = 1,
-    num_token_non_padded: torch.Tensor | None = None,
-    out: Appended | None = None,
-) -> Appended:
-    """Do what `append_shared_experts` says, past the dispatcher. Arguments by position."""
-    limit, prepared = num_token_non_padded, _prepared.get(_LAST)
+def run(call: Call, out: Appended | None = None) -> Appended:
+    """Do what `append_shared_experts` says, past the dispatcher."""
+    topk_ids, topk_weights, shared_weights, num_experts, shared, limit = call
+    given: tuple[torch.Tensor, ...] = (topk_ids, topk_weights, shared_weights)
+    if limit is not None:
+        given = (*given, limit)
+    prepared = _calls.last
     # What equals a right value may be of a wrong type, as True equals 1.
     if (
         prepared is None
         or type(num_experts) is not int
         or num_experts != prepared.num_experts
-        or num_fused_shared_experts is not prepared.shared
-        or limit is not None
-        or not prepared.same(topk_ids, topk_weights, shared_weights)
+        or shared is not prepared.shared
+        or (limit is not None) is not prepared.limited
+        or not prepared.same(*given)
+        or not topk_ids.untyped_storage()
+        or not topk_weights.untyped_storage()
+        or not shared_weights.untyped_storage()
+        or (limit is not None and not limit.untyped_storage())
     ):
-        prepared = _find(topk_ids, topk_weights, shared_weights, num_experts, num_fused_shared_experts, limit, out)
-    if prepared.current != current_device():
+        prepared = _calls.find((num_experts, shared, limit is None), given, functools.partial(_prepare, call, out))
+        prepared.shared = shared  # this object: the next call's is likely the same
+    if prepared.current is not None and prepared.current != current_device():
         with torch.cuda.device(prepared.current):
-            return run(topk_ids, topk_weights, shared_weights, num_experts, num_fused_shared_experts, limit, out)
+            return run(call, out)
     if out is None:
         ids = prepared.empty(prepared.shape, prepared.strides, prepared.dtypes[0])
         weights = prepared.empty(prepared.shape, prepared.strides, prepared.dtypes[1])
     else:
-        if type(out) is not tuple or len(out) != 2 or not prepared.fits(*out):
-            arguments = (topk_ids, topk_weights, shared_weights, num_experts, num_fused_shared_experts, limit)
-            check_arguments(*arguments, out)
-            prepared.fits = guard(*out) if is_kept(topk_ids) else never
+        if type(out) is not tuple or len(out) != 2 or not prepared.fits(*out) or not all(map(storage_of, out)):
+            check_arguments(*call, out)
+            prepared.fits = eager.guard(*out) if eager.is_kept(topk_ids) else never
         ids, weights = out
     if prepared.launch is not None:
         prepared.launch(
@@ -231,64 +228,26 @@ def run(
     return ids, weights
 
 
-def _find(
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    shared_weights: torch.Tensor,
-    num_experts: int,
-    shared: int,
-    limit: torch.Tensor | None,
-    out: Appended | None,
-) -> _Prepared:
-    """Return a call prepared for these arguments: an earlier one of theirs, or a new one once they are checked."""
-    given, key, prepared = (topk_ids, topk_weights, shared_weights), None, None
-    if type(num_experts) is int and type(shared) is int:
-        try:
-            key = (num_experts, shared, *map(_signature, given), None if limit is None else _signature(limit))
-            prepared = _prepared.get(key)
-        except (TypeError, AttributeError, RuntimeError):  # an argument of a wrong kind, which check_arguments names
-            pass
-    if prepared is None:
-        check_arguments(*given, num_experts, shared, limit, out)
-        prepared = _prepare(*given, num_experts, shared, limit)
-    if key is not None and is_kept(topk_ids):
-        prepared.shared = shared  # this object: the next call's is likely the same
-        if not prepared.same(*given):
-            prepared.same = guard(*given)
-        if len(_prepared) >= _MAX_PREPARED:
-            _prepared.clear()
-        _prepared[key] = prepared
-        if limit is None:
-            _prepared[_LAST] = prepared
-    return prepared
-
-
-def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-
-def _prepare(
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    shared_weights: torch.Tensor,
-    num_experts: int,
-    shared: int,
-    limit: torch.Tensor | None,
-) -> _Prepared:
-    """Plan a call whose arguments have been checked."""
+def _prepare(call: Call, out: Appended | None) -> _Prepared:
+    """Check a call and plan it."""
+    check_arguments(*call, out)
+    topk_ids, topk_weights, shared_weights, num_experts, shared, limit = call
     device = topk_ids.device
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         validate.on_cuda("topk_ids", topk_ids)
+    named = {"topk_ids": topk_ids, "topk_weights": topk_weights, "shared_weights": shared_weights}
+    validate.in_memory({**named, "num_token_non_padded": limit})
     tokens, topk = topk_ids.shape
     width = topk + shared
     dtypes = (topk_ids.dtype, topk_weights.dtype)
     prepared = _Prepared(
-        num_experts,
-        shared,
+        num_experts=num_experts,
+        shared=shared,
+        limited=limit is not None,
         shape=(tokens, width),
         strides=(width, 1),
         dtypes=dtypes,
-        current=device.index if device.type == "cuda" else current_device(),
+        current=device.index,
         empty=empty_on(device),
     )
     if tokens == 0:

@@ -24,6 +24,8 @@ current_device: Callable[[], int | None] = getattr(torch._C, "_cuda_getDevice", 
 """Returns the index of the current CUDA device; None where torch has no CUDA."""
 dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 """Returns how many modes, such as those that trace, see every call of torch: they must see a call of an op too."""
+storage_of: Callable[[torch.Tensor], torch.UntypedStorage] = torch.Tensor.untyped_storage
+"""Returns a tensor's storage, which is false if it is empty: freed, where the tensor is not."""
 
 
 def is_kept(tensor: torch.Tensor) -> bool:

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 
-from . import validate
-from .eager import Empty, Guard, current_device, dispatch_modes, empty_on, guard, is_compiling, is_kept, never
+from . import eager, tuning, validate
+from .eager import current_device, dispatch_modes, empty_on, is_compiling, never, storage_of
 from .gate_plan import SCORINGS, plan
+from .kept import Calls, Prepared
 from .launcher import Bound, Params, bind, device_name, load_kernel, sm_count
 
+Routed = tuple[torch.Tensor, torch.Tensor]
+Call = tuple[
+    torch.Tensor,
+    torch.Tensor | None,
+    int,
+    str,
+    int,
+    int,
+    bool,
+    float,
+    bool,
+    int,
+    torch.Tensor | None,
+    torch.Tensor | None,
+]
+"""The arguments of `fused_gate` but ``out``, in its order."""
 _params = Params(6, "5q10i2f")  # GateParams of gate_row.cuh
+_NAMES = ("weights", "indices")
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_OUTPUT_DTYPES = (torch.float32, torch.int32)
-_TYPES = tuple([int, str, int, int, bool, number, bool, int] for number in (float, int))
-"""Types of the values of a call that is kept. True and 1.0 equal 1 and hash alike."""
-_MAX_PREPARED = 4096
 
 
-@dataclass(slots=True)
-class _Prepared:
-    """A validated call: everything but addresses."""
+@dataclass(slots=True, kw_only=True)
+class _Prepared(Prepared):
+    """What a call of this op is compared with, and what it launches."""
 
     topk: int
     scoring: str
@@ -33,21 +47,18 @@ class _Prepared:
     factor: float
     on_output: bool
     shared: int
-    has_bias: bool
-    alignment: int
+    biased: bool
+    limited: bool
+    mapped: bool
+    alignment: int  # of the logits
     bias_alignment: int
+    tuned: object  # the table that the plan was made by
     shape: tuple[int, int]
     strides: tuple[int, int]
-    current: int | None  # which CUDA device has to be current
-    empty: Empty
     launch: Bound | None = None  # None: no tokens
-    same: Guard = never  # are logits and bias as they were?
-    fits: Guard = never  # are outputs as they were?
 
 
-_prepared: dict[Any, _Prepared] = {}
-"""By everything that `_Prepared` depends on; under _LAST, that of the last call that had to look it up."""
-_LAST = None
+_calls: Calls[_Prepared] = Calls(aligned=2)
 
 
 def fused_gate(
@@ -64,8 +75,8 @@ def fused_gate(
     num_fused_shared_experts: int = 0,
     num_token_non_padded: torch.Tensor | None = None,
     expert_map: torch.Tensor | None = None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    out: Routed | None = None,
+) -> Routed:
     """Route tokens to experts, as docs/contracts.md says. One launch on the current stream; no gradient.
 
     Plain tensors go straight to the kernel. Under torch.compile and modes that see every call of torch, and for
@@ -116,7 +127,7 @@ def fused_gate(
         and not logits.is_meta
         and not (dispatch_modes() and logits.is_cuda)
     ):
-        return run(
+        call = (
             logits,
             bias,
             topk,
@@ -129,8 +140,8 @@ def fused_gate(
             num_fused_shared_experts,
             num_token_non_padded,
             expert_map,
-            out,
         )
+        return run(call, out)
     validate.tensor("logits", logits, 2, validate.FLOATS)
     if out is not None:
         raise TypeError("out is given for a traced or wrapped call; allowed there: None")
@@ -152,160 +163,63 @@ def fused_gate(
     )
 
 
-def run(
-    logits: torch.Tensor,
-    bias: torch.Tensor | None,
-    topk: int,
-    scoring: str,
-    num_expert_group: int,
-    topk_group: int,
-    renormalize: bool,
-    routed_scaling_factor: float,
-    apply_routed_scaling_factor_on_output: bool,
-    num_fused_shared_experts: int,
-    num_token_non_padded: torch.Tensor | None,
-    expert_map: torch.Tensor | None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Do what `fused_gate` says, past the dispatcher. Arguments by position."""
-    last = _prepared.get(_LAST)
+def run(call: Call, out: Routed | None = None) -> Routed:
+    """Do what `fused_gate` says, past the dispatcher."""
+    logits, bias, topk, scoring, groups, kept, renormalize, factor, on_output, shared, limit, expert_map = call
+    given: tuple[torch.Tensor, ...] = (logits,) if bias is None else (logits, bias)
+    if limit is not None:
+        given = (*given, limit)
+    if expert_map is not None:
+        given = (*given, expert_map)
+    prepared = _calls.last
     # What equals a right value may be of a wrong type, as True equals 1: so values are compared by identity.
     if (
-        last is not None
-        and topk is last.topk
-        and scoring is last.scoring
-        and num_expert_group is last.groups
-        and topk_group is last.kept
-        and renormalize is last.renormalize
-        and type(routed_scaling_factor) is float
-        and routed_scaling_factor == last.factor
-        and apply_routed_scaling_factor_on_output is last.on_output
-        and num_fused_shared_experts is last.shared
-        and num_token_non_padded is None
-        and expert_map is None
-        and last.has_bias is (bias is not None)
-        and (last.same(logits) if bias is None else last.same(logits, bias))
-        and (address := logits.data_ptr()) & 15 == last.alignment
-        and (bias_address := 0 if bias is None else bias.data_ptr()) & 15 == last.bias_alignment
+        prepared is None
+        or topk is not prepared.topk
+        or scoring is not prepared.scoring
+        or groups is not prepared.groups
+        or kept is not prepared.kept
+        or renormalize is not prepared.renormalize
+        or type(factor) is not float
+        or factor != prepared.factor
+        or on_output is not prepared.on_output
+        or shared is not prepared.shared
+        or (bias is not None) is not prepared.biased
+        or (limit is not None) is not prepared.limited
+        or (expert_map is not None) is not prepared.mapped
+        or tuning.GATE is not prepared.tuned
+        or not prepared.same(*given)
+        or logits.data_ptr() & 15 != prepared.alignment
+        or not logits.untyped_storage()
+        or (bias is not None and (bias.data_ptr() & 15 != prepared.bias_alignment or not bias.untyped_storage()))
+        or (limit is not None and not limit.untyped_storage())
+        or (expert_map is not None and not expert_map.untyped_storage())
     ):
-        prepared = last
-    else:
-        prepared = _find(
-            logits,
-            bias,
-            topk,
-            scoring,
-            num_expert_group,
-            topk_group,
-            renormalize,
-            routed_scaling_factor,
-            apply_routed_scaling_factor_on_output,
-            num_fused_shared_experts,
-            num_token_non_padded,
-            expert_map,
-            out,
-        )
-        address, bias_address = logits.data_ptr(), 0 if bias is None else bias.data_ptr()
-    if prepared.current != current_device():
+        values = (*call[2:10], bias is None, limit is None, expert_map is None, tuning.GATE)
+        prepared = _calls.find(values, given, partial(_prepare, call, out))
+        # The objects of this call: those of the next are likely the same.
+        prepared.topk, prepared.scoring, prepared.groups, prepared.kept = topk, scoring, groups, kept
+    if prepared.current is not None and prepared.current != current_device():
         with torch.cuda.device(prepared.current):
-            return run(
-                logits,
-                bias,
-                topk,
-                scoring,
-                num_expert_group,
-                topk_group,
-                renormalize,
-                routed_scaling_factor,
-                apply_routed_scaling_factor_on_output,
-                num_fused_shared_experts,
-                num_token_non_padded,
-                expert_map,
-                out,
-            )
+            return run(call, out)
     if out is None:
         weights = prepared.empty(prepared.shape, prepared.strides, torch.float32)
         indices = prepared.empty(prepared.shape, prepared.strides, torch.int32)
     else:
-        if type(out) is not tuple or len(out) != 2 or not prepared.fits(*out):
-            check_arguments(
-                logits,
-                bias,
-                topk,
-                scoring,
-                num_expert_group,
-                topk_group,
-                renormalize,
-                routed_scaling_factor,
-                apply_routed_scaling_factor_on_output,
-                num_fused_shared_experts,
-                num_token_non_padded,
-                expert_map,
-                out,
-            )
-            prepared.fits = guard(*out) if is_kept(logits) else never
+        if type(out) is not tuple or len(out) != 2 or not prepared.fits(*out) or not all(map(storage_of, out)):
+            check_arguments(*call, out)
+            prepared.fits = eager.guard(*out) if eager.is_kept(logits) else never
         weights, indices = out
     if prepared.launch is not None:
         prepared.launch(
-            address,
-            bias_address,
+            logits.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
             weights.data_ptr(),
             indices.data_ptr(),
-            0 if num_token_non_padded is None else num_token_non_padded.data_ptr(),
+            0 if limit is None else limit.data_ptr(),
             0 if expert_map is None else expert_map.data_ptr(),
         )
     return weights, indices
-
-
-def _find(
-    logits: torch.Tensor,
-    bias: torch.Tensor | None,
-    topk: int,
-    scoring: str,
-    groups: int,
-    kept: int,
-    renormalize: bool,
-    factor: float,
-    on_output: bool,
-    shared: int,
-    limit: torch.Tensor | None,
-    expert_map: torch.Tensor | None,
-    out: tuple[torch.Tensor, torch.Tensor] | None,
-) -> _Prepared:
-    """Return a call prepared for these arguments: an earlier one of theirs, or a new one once they are checked."""
-    call = (topk, scoring, groups, kept, renormalize, factor, on_output, shared)
-    key, prepared = None, None
-    if [*map(type, call)] in _TYPES:
-        try:
-            key = (
-                call,
-                *_signature(logits, 15),
-                None if bias is None else _signature(bias, 15),
-                None if limit is None else _signature(limit),
-                None if expert_map is None else _signature(expert_map),
-            )
-            prepared = _prepared.get(key)
-        except (TypeError, AttributeError, RuntimeError):  # an argument of a wrong kind, which check_arguments names
-            pass
-    if prepared is None:
-        check_arguments(logits, bias, *call, limit, expert_map, out)
-        prepared = _prepare(logits, bias, *call, limit, expert_map)
-    if key is not None and is_kept(logits):
-        # The objects of this call: equal ones of the next are likely the same.
-        prepared.topk, prepared.scoring, prepared.groups, prepared.kept = topk, scoring, groups, kept
-        given = (logits,) if bias is None else (logits, bias)
-        if not prepared.same(*given):
-            prepared.same = guard(*given)
-        if len(_prepared) >= _MAX_PREPARED:
-            _prepared.clear()
-        _prepared[key] = prepared
-        if limit is None and expert_map is None:
-            _prepared[_LAST] = prepared
-    return prepared
-
-
-def _signature(tensor: torch.Tensor, alignment: int = 0) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, alignment and tensor.data_ptr() & alignment
 
 
 def check_arguments(
@@ -359,44 +273,37 @@ def check_arguments(
         validate.same_device("expert_map", expert_map, logits, "logits")
     if out is not None:
         shapes = ((tokens, topk), (tokens, topk))
-        validate.outputs(out, ("weights", "indices"), shapes, _OUTPUT_DTYPES, logits)
+        validate.outputs(out, _NAMES, shapes, (torch.float32, torch.int32), logits)
 
 
-def _prepare(
-    logits: torch.Tensor,
-    bias: torch.Tensor | None,
-    topk: int,
-    scoring: str,
-    groups: int,
-    kept: int,
-    renormalize: bool,
-    factor: float,
-    on_output: bool,
-    shared: int,
-    limit: torch.Tensor | None,
-    expert_map: torch.Tensor | None,
-) -> _Prepared:
-    """Plan a call whose arguments have been checked."""
+def _prepare(call: Call, out: Routed | None) -> _Prepared:
+    """Check a call and plan it."""
+    check_arguments(*call, out)
+    logits, bias, topk, scoring, groups, kept, renormalize, factor, on_output, shared, limit, expert_map = call
     validate.on_cuda("logits", logits)
+    named = {"logits": logits, "bias": bias, "num_token_non_padded": limit, "expert_map": expert_map}
+    validate.in_memory(named)
     tokens, experts = logits.shape
-    device = logits.device
-    index = device.index
+    index = logits.device.index
     prepared = _Prepared(
-        topk,
-        scoring,
-        groups,
-        kept,
-        renormalize,
-        factor,
-        on_output,
-        shared,
-        has_bias=bias is not None,
+        topk=topk,
+        scoring=scoring,
+        groups=groups,
+        kept=kept,
+        renormalize=renormalize,
+        factor=factor,
+        on_output=on_output,
+        shared=shared,
+        biased=bias is not None,
+        limited=limit is not None,
+        mapped=expert_map is not None,
         alignment=logits.data_ptr() & 15,
         bias_alignment=0 if bias is None else bias.data_ptr() & 15,
+        tuned=tuning.GATE,
         shape=(tokens, topk),
         strides=(topk, 1),
-        current=current_device() if index is None else index,
-        empty=empty_on(device),
+        current=index,
+        empty=empty_on(logits.device),
     )
     if tokens == 0:
         return prepared

@@ -47,7 +47,7 @@ def _gate(
     num_token_non_padded: torch.Tensor | None = None,
     expert_map: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return gate.run(
+    call = (
         logits,
         bias,
         topk,
@@ -61,11 +61,31 @@ def _gate(
         num_token_non_padded,
         expert_map,
     )
+    return gate.run(call)
+
+
+def _align(
+    topk_ids: torch.Tensor, num_experts: int, block_size: int, *, expert_map: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return align.run((topk_ids, num_experts, block_size, expert_map))
+
+
+def _append(
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor,
+    shared_weights: torch.Tensor,
+    num_experts: int,
+    num_fused_shared_experts: int = 1,
+    *,
+    num_token_non_padded: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    call = (topk_ids, topk_weights, shared_weights, num_experts, num_fused_shared_experts, num_token_non_padded)
+    return append.run(call)
 
 
 _library.impl("fused_gate", _gate, "CUDA")
-_library.impl("moe_align_block_size", align.run, "CUDA")
-_library.impl("append_shared_experts", append.run, "CUDA")
+_library.impl("moe_align_block_size", _align, "CUDA")
+_library.impl("append_shared_experts", _append, "CUDA")
 
 
 @torch.library.register_fake("moeproof::fused_gate", lib=_library)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 
@@ -25,13 +24,14 @@ class GateTuning:
     row_blocks_per_sm: int = 8
 
 
-GATE: dict[str, GateTuning] = {"H100": GateTuning(few_rows_per_sm=4, few_split_rows_per_sm=1, row_blocks_per_sm=8)}
-"""By a part of the device's name; docs/benchmarks holds the sweeps behind each entry."""
+GATE: tuple[tuple[str, GateTuning], ...] = (
+    ("H100", GateTuning(few_rows_per_sm=4, few_split_rows_per_sm=1, row_blocks_per_sm=8)),
+)
+"""By a part of the device's name; docs/benchmarks holds the sweeps behind each entry. Another table takes effect."""
 DEFAULT_GATE = GateTuning()
 """For a device without an entry."""
 
 
-@functools.cache
 def gate_tuning(device: str) -> tuple[GateTuning, str]:
     """Return a device's numbers, and where they come from.
 
@@ -40,7 +40,7 @@ def gate_tuning(device: str) -> tuple[GateTuning, str]:
     device : str
         Name of a GPU; the case of letters does not matter.
     """
-    for part, numbers in GATE.items():
+    for part, numbers in GATE:
         if part in device.upper():
             return numbers, f"kernels/tuning.py, tuned on {part}"
     return DEFAULT_GATE, "kernels/tuning.py, the default: this device has no entry"

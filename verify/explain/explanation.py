@@ -220,9 +220,10 @@ def _align(query: Query, device: Device) -> Planned:
 
 
 def _append(query: Query, device: Device) -> Planned:
-    rows = append_shared_experts.ROWS
+    rows = append_shared_experts.rows_per_program(query.tokens)
     launch = Launch("append_kernel.py", "append_rows", -(-query.tokens // rows), 128)
-    return "rows", {"rows_a_program": rows, "places_at_a_time": append_shared_experts.PLACES}, (launch,)
+    variant = "few" if rows == append_shared_experts.FEW_ROWS else "many"
+    return variant, {"rows_a_program": rows, "places_at_a_time": append_shared_experts.PLACES}, (launch,)
 
 
 _OPS: dict[str, Callable[[Query, Device], Planned]] = {
@@ -269,8 +270,6 @@ def _changes(query: Query, device: Device) -> list[Change]:
 
     Numbers of experts are tried that vectors of the same length divide: others take another path at once.
     """
-    if query.op == "append_shared_experts":
-        return []
     _, choice, _ = _OPS[query.op](query, device)
     alike = math.lcm(query.groups, choice.get("vector", 1))
 
@@ -284,10 +283,9 @@ def _changes(query: Query, device: Device) -> list[Change]:
         # Teams of another size run the same code: what changes is the block, not the grid.
         return ", then ".join(f"{launch.name} ({variant}, {launch.block} threads)" for launch in launches)
 
-    sizes: dict[str, tuple[int, int, int]] = {
-        "tokens": (1, MAX_TOKENS, 1),
-        "experts": (1, MAX_EXPERTS, alike),
-    }
+    sizes: dict[str, tuple[int, int, int]] = {"tokens": (1, MAX_TOKENS, 1)}
+    if query.op != "append_shared_experts":
+        sizes["experts"] = (1, MAX_EXPERTS, alike)
     if query.op == "fused_gate":
         sizes["topk"] = (1, min(query.experts, MAX_PLACES), 1)
     found = []
