@@ -37,12 +37,11 @@ def is_kept(tensor: torch.Tensor) -> bool:
 def _known_empty(index: int) -> Empty | None:
     """Return the allocator that compiled graphs use, if it does on a device what its name and arguments say."""
     shape, strides = (2, 3), (4, 1)
-    private: Any = torch._C._dynamo.guards
     try:
-        empty = private._empty_strided_cuda
+        empty: Any = vars(torch._C._dynamo.guards)["_empty_strided_cuda"]
         with torch.cuda.device(index):
             made = empty(shape, strides, torch.int32)
-    except (AttributeError, TypeError, RuntimeError):  # other names or arguments than known
+    except (AttributeError, KeyError, TypeError, RuntimeError):  # other names or arguments than known
         return None
     found = (tuple(made.shape), made.stride(), made.dtype, made.device, made.requires_grad)
     return empty if found == (shape, strides, torch.int32, torch.device("cuda", index), False) else None
@@ -79,17 +78,18 @@ def _known_guard() -> Callable[..., Guard]:
     def tensor(shape: tuple[int, int] = (2, 3), strides: tuple[int, int] = (4, 1), **how: Any) -> torch.Tensor:
         return torch.empty_strided(shape, strides, **{"device": "cpu", **how})
 
-    like = tensor()
-    others = (
-        tensor(shape=(3, 3)),
-        tensor(strides=(5, 1)),
-        tensor(dtype=torch.int32),
-        tensor(device="meta"),
-        tensor(requires_grad=True),
-        torch.nn.Parameter(like, requires_grad=False),
-        None,
-    )
     try:
+        like = tensor()
+        others = (
+            tensor(shape=(3, 3)),
+            tensor(strides=(5, 1)),
+            tensor(dtype=torch.int32),
+            tensor(device="meta"),
+            tensor(requires_grad=True),
+            torch.nn.Parameter(like, requires_grad=False),
+            torch._neg_view(like),
+            None,
+        )
         same = make(like, like)
         right = same(like, tensor()) is True
         right = right and not any(same(like, other) or same(other, like) for other in others)

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from . import eager, validate
+from . import eager
 from .eager import Empty, Guard, never
 
 
@@ -89,9 +89,8 @@ class Calls(Generic[P]):
 
 def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Return what a check of a tensor depends on; raises AttributeError or RuntimeError for none with a storage."""
-    size, needed = validate.memory(tensor)
-    layout = tensor.shape, tensor.stride()
-    return type(tensor), *layout, tensor.dtype, tensor.device, tensor.is_neg(), size >= needed
+    in_memory = tensor.untyped_storage().data_ptr() != 0
+    return type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_neg(), in_memory
 
 
 def _alignment(tensor: torch.Tensor) -> int:

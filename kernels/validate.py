@@ -110,27 +110,20 @@ def outputs(
         in_memory({label: out[i]})
 
 
-def memory(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the bytes of a tensor's storage that exist, and those that its elements need. Not for wrappers."""
-    storage = tensor.untyped_storage()
-    size = storage.nbytes() if storage.data_ptr() else 0
-    if 0 in tensor.shape:
-        return size, 0
-    reach = sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return size, (int(tensor.storage_offset()) + reach + 1) * tensor.itemsize
-
-
 def in_memory(tensors: Mapping[str, torch.Tensor | None]) -> None:
     """Raise unless elements are where shapes say: not in a wrapper, behind a freed storage's end, or negated."""
     for name, value in tensors.items():
-        if value is None:
+        if value is None or 0 in value.shape:
             continue
         if value.is_neg():
             raise TypeError(f"{name} is a view that negates its elements; allowed: its resolve_neg()")
         try:
-            size, needed = memory(value)
+            storage = value.untyped_storage()
+            size = storage.nbytes() if storage.data_ptr() else 0
         except RuntimeError as error:
             raise TypeError(f"{name} is a wrapper without memory; allowed: the tensor that it wraps") from error
+        reach = sum((length - 1) * step for length, step in zip(value.shape, value.stride(), strict=True))
+        needed = (int(value.storage_offset()) + reach + 1) * value.itemsize
         if size < needed:
             raise ValueError(f"{name} has {size} bytes of memory; allowed: at least {needed}")
 

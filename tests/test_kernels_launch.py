@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moeproof.kernels import eager, launcher
@@ -215,6 +216,7 @@ def test_guard_sees_what_a_call_depends_on() -> None:
     assert same(torch.ones(4, 6), torch.ones(7)[1:])
     others = [torch.zeros(4, 5), torch.zeros(6, 4).t(), x.half(), x.to("meta"), x[:, :, None], None, 1.0]
     others += [torch.nn.Parameter(x), torch.zeros(4, 6, requires_grad=True), x.to_sparse()]
+    others += [torch._neg_view(x), torch._to_functional_tensor(x), FakeTensorMode().from_tensor(x)]
     for other in others:
         assert not same(other, y), other
     with Seeing():
