@@ -118,8 +118,7 @@ def run(call: Call, out: Aligned | None = None) -> Aligned:
         or not topk_ids.untyped_storage()
         or (expert_map is not None and not expert_map.untyped_storage())
     ):
-        values = (num_experts, block_size, expert_map is None)
-        prepared = _calls.find(values, given, partial(_prepare, call, out))
+        prepared = _calls.find((num_experts, block_size), given, partial(_prepare, call, out))
     if prepared.current is not None and prepared.current != current_device():
         with torch.cuda.device(prepared.current):
             return run(call, out)

@@ -193,7 +193,7 @@ def run(call: Call, out: Appended | None = None) -> Appended:
         or not shared_weights.untyped_storage()
         or (limit is not None and not limit.untyped_storage())
     ):
-        prepared = _calls.find((num_experts, shared, limit is None), given, functools.partial(_prepare, call, out))
+        prepared = _calls.find((num_experts, shared), given, functools.partial(_prepare, call, out))
         prepared.shared = shared  # this object: the next call's is likely the same
     if prepared.current is not None and prepared.current != current_device():
         with torch.cuda.device(prepared.current):

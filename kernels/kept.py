@@ -64,7 +64,7 @@ class Calls(Generic[P]):
         Parameters
         ----------
         values : tuple
-            All that a call depends on but its tensors, and which of these are given.
+            All that a call depends on but its tensors, and which of these are given where their number does not say.
         tensors : sequence of Tensor
             Those that are given, still unchecked.
         prepare : callable

@@ -12,7 +12,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from moeproof.kernels import align_block_size, fused_gate, gate_plan, validate
+from moeproof.kernels import align_block_size, append_shared_experts, fused_gate, gate_plan, validate
 from moeproof.kernels.compiler import CompileError, compile_cubin, load_source
 from moeproof.verify.explain.command import explain as command
 from moeproof.verify.explain.devices import DEVICES, Device, find_device
@@ -41,7 +41,6 @@ def launched(monkeypatch) -> list[Launch]:
     for module in (fused_gate, align_block_size):
         monkeypatch.setattr(module, "sm_count", lambda device: H100.multiprocessors)
         monkeypatch.setattr(module, "load_kernel", load_kernel)
-        monkeypatch.setattr(module, "_prepared", {})
     return seen
 
 
@@ -228,6 +227,19 @@ def test_misuse_is_named_with_what_is_allowed(arguments: tuple[str, ...], messag
     done = CliRunner().invoke(app, list(arguments))
     assert done.exit_code == 2
     assert message in done.output
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 4096, 4097, 65536])
+def test_append_launches_what_is_explained(tokens: int, monkeypatch: pytest.MonkeyPatch):
+    grids: list[int] = []
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(append_shared_experts, "_by_triton", lambda grid, *rest: grids.append(grid))
+    ids = torch.zeros(tokens, 8, dtype=torch.int32)
+    append_shared_experts.append_shared_experts(ids, ids.float(), torch.zeros(tokens), 256)
+    found = explain(Query("append_shared_experts", tokens, 256, 8), H100, compiled=False)
+    assert [launch.grid for launch in found.launches] == grids
+    other = 4097 if tokens <= 4096 else 4096
+    assert [(change.size, change.value) for change in found.changes] == [("tokens", other)]
 
 
 @pytest.mark.parametrize("op", ["fused_gate", "moe_align_block_size", "append_shared_experts"])

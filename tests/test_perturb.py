@@ -110,7 +110,7 @@ def test_a_delayed_module_is_a_second_one(monkeypatch: pytest.MonkeyPatch) -> No
     twin.load_kernel("a.cu", "a", 0)
     fused_gate.load_kernel("a.cu", "a", 0)
     assert asked == [("a.cu", "a", 0, 0, 1), ("a.cu", "a", 0, 0, 0)]
-    assert twin._prepared is not fused_gate._prepared
+    assert twin._calls is not fused_gate._calls
     with pytest.raises(FileNotFoundError):
         delayed_module("nothing")
 
