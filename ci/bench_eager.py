@@ -25,7 +25,7 @@ from unittest import mock
 
 import torch
 
-from moeproof.kernels import align_block_size, append_shared_experts, eager, fused_gate, launcher, validate
+from moeproof.kernels import align_block_size, append_shared_experts, eager, fused_gate, launcher, ops, validate
 
 TARGET = 9.0
 """Microseconds that an eager call may take on a host with an H100."""
@@ -84,8 +84,8 @@ def calls(device: torch.device) -> dict[str, Callable[[], Any]]:
         "fused_gate": lambda: gate(x, bias, **flags),
         "fused_gate, a limit": lambda: gate(x, bias, **flags, num_token_non_padded=limit),
         "fused_gate, out=": lambda: gate(x, bias, **flags, out=outs[0]),
-        "fused_gate, looked up": lambda: (gate(x, bias, **flags), gate(x, **flags)),
-        "torch.ops.moeproof.fused_gate": lambda: torch.ops.moeproof.fused_gate(x, bias, **flags),
+        "fused_gate, two calls that are looked up": lambda: (gate(x, bias, **flags), gate(x, **flags)),
+        "torch.ops.moeproof.fused_gate": lambda: ops.fused_gate(x, bias, **flags),
         "moe_align_block_size": lambda: align(ids, EXPERTS, BLOCK),
         "moe_align_block_size, out=": lambda: align(ids, EXPERTS, BLOCK, out=outs[1]),
         "append_shared_experts": lambda: append(ids, weights, shared, EXPERTS, 1),
