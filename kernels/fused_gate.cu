@@ -171,7 +171,8 @@ __device__ __forceinline__ bool in_best_group(TopTwo best, const GateParams& p, 
   const float sorted = p.groups <= 8 ? sort_lanes<8>(listed) : sort_lanes<LANES>(listed);
   const float last_in = __shfl_sync(~0u, sorted, p.kept_groups - 1, LANES);
   const float best_out = __shfl_sync(~0u, sorted, p.kept_groups & (LANES - 1), LANES);  // unused if all are in
-  const float apart = __fmaf_rn(fabsf(last_in), 1.f / (1 << 18), 2e-5f);  // four errors of an estimate
+  // Two sums of two estimates, each off by 1e-6 and 2^-23 of it, and their rounding. What cancels is at most 1 then.
+  const float apart = __fmaf_rn(fabsf(last_in), 1.f / (1 << 20), 5e-6f);
   sure &= p.kept_groups == p.groups || best_out < last_in - apart;
   // Where the two cancel, their sum is less exact than its size says; that of +inf and -inf is NaN, and sorts anywhere.
   sure &= !__any_sync(~0u, best.first > 1.f && best.second < -1.f);

@@ -35,6 +35,8 @@ __all__ = ["check_recipe", "expand", "rows_of"]
 
 CHUNK, CPU_CHUNK = 1 << 23, 1 << 16
 """Elements made at a time: temporaries take about 40 bytes an element, and stay in cache on the CPU."""
+UPLOADED = 1 << 13
+"""Up to so many elements are made on the host and copied, wherever they go: some forty launches take longer."""
 _SOME = (1 << rng.BITS) // 8
 _ALL = 1 << rng.BITS
 # Columns of the table of integers, one row a block.
@@ -71,6 +73,8 @@ def expand(
     place = torch.device(device)
     if not rows * columns:
         return torch.empty(shape, dtype=dtype, device=place)
+    if place.type != "cpu" and rows * columns <= UPLOADED:
+        return expand(recipe, shape, dtype, "cpu").to(place)
     plan = _plan(recipe, rows, columns, dtype, place)
     chunk = CPU_CHUNK if place.type == "cpu" else CHUNK
     step = max(1, chunk // columns)

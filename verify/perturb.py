@@ -6,13 +6,16 @@ which must be right, and the same bits where the subject promises that.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from moeproof.kernels.compiler import CompileError, nvrtc_version
@@ -28,15 +31,20 @@ Launch = Callable[[dict[str, Any]], Outputs]
 Perturbation = Callable[[Launch, dict[str, Any], int], list[Outputs]]
 
 SOURCE = str(Path(__file__).resolve().with_name("perturb.cu"))
-_params = Params(1, "qiIi4x")  # PerturbParams of perturb.cu
+_params = Params(2, "qiIii")  # PerturbParams of perturb.cu
 PATTERNS = (0xFFFFFFFF, 0x3F800000)
 """Words that fill shared memory: NaN or −1, and 1.0f or an index far out of range."""
 RESERVED = 1024
 """Bytes of a multiprocessor's shared memory that each block costs beyond its own."""
 PLAIN_SHARED = (48 << 10, 16 << 10, 4 << 10)
 """Sizes at which shared memory is filled with the driver's own split between it and the L1, as most kernels have it."""
-FILL_NS, HOLD_NS, LATE_NS = 2_000, 400_000, 200_000
-"""How long blocks stay that fill, that are in the way, and that keep inputs back: launches cost the host 5 to 50 µs."""
+FILL_NS = 2_000
+"""How long blocks stay that fill shared memory."""
+LONGEST_NS = 10_000_000
+"""How long others stay at most, should a subject wait for the device in its call, and so for them."""
+LAGS_NS = (0, 1_000, 4_000, 16_000)
+"""By how much each run on the second of two streams falls behind."""
+NEVER = 2**31 - 1
 RUNS = 4
 SINK_WORDS = 1 << 22
 """16 MiB: part of the L2 cache, so that loads of it reach both."""
@@ -53,7 +61,7 @@ def poisoned_shared(launch: Launch, args: dict[str, Any], seed: int) -> list[Out
 
 def background_load(launch: Launch, args: dict[str, Any], seed: int) -> list[Outputs]:
     """Keep every multiprocessor and the memory busy from another stream."""
-    return _beside(lambda: _launch("busy", 2 * _multiprocessors(), HOLD_NS), launch, args)
+    return _beside(lambda ticket: _launch("busy", 2 * _multiprocessors(), ticket=ticket), launch, args)
 
 
 def odd_occupancy(launch: Launch, args: dict[str, Any], seed: int) -> list[Outputs]:
@@ -62,21 +70,25 @@ def odd_occupancy(launch: Launch, args: dict[str, Any], seed: int) -> list[Outpu
     count, most = _multiprocessors(), _shared_per_block()
     blocks = chosen.choice((1, count // 2 + 1, max(count - 1, 1)))
     shared = most // chosen.choice((1, 2, 3)) // RESERVED * RESERVED
-    return _beside(lambda: _launch("hold", blocks, HOLD_NS, shared), launch, args)
+    return _beside(lambda ticket: _launch("hold", blocks, shared=shared, ticket=ticket), launch, args)
 
 
 def two_streams(launch: Launch, args: dict[str, Any], seed: int) -> list[Outputs]:
-    """Run on two streams at once; both are held up until there is work on both."""
+    """Run on two streams at once; both are held up until all work is on them."""
+    lags = random.Random(seed)
     here = torch.cuda.current_stream()
     sides = (torch.cuda.Stream(), torch.cuda.Stream())
-    for side in sides:
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
-            _launch("hold", 1, LATE_NS)
     runs = []
-    for side in sides * RUNS:
-        with torch.cuda.stream(side):
-            runs.append(launch(args))
+    with _until_queued() as ticket:
+        for side in sides:
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                _launch("hold", 1, ticket=ticket)
+        for number in range(2 * RUNS):
+            with torch.cuda.stream(sides[number % 2]):
+                if number % 2:
+                    _launch("hold", 1, lags.choice(LAGS_NS))
+                runs.append(launch(args))
     for side in sides:
         here.wait_stream(side)
     return runs
@@ -90,8 +102,8 @@ def late_inputs(launch: Launch, args: dict[str, Any], seed: int) -> list[Outputs
         target.zero_()
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(here)
-    with torch.cuda.stream(side):
-        _launch("hold", 1, LATE_NS)
+    with _until_queued() as ticket, torch.cuda.stream(side):
+        _launch("hold", 1, ticket=ticket)
         for target, source in pairs:
             target.copy_(source)
         made = launch(late)
@@ -175,26 +187,53 @@ def fill_shared(pattern: int) -> None:
         _launch("hold", count * max(1, total // (size + RESERVED)), FILL_NS, size, pattern, plain=True)
 
 
-def _beside(disturb: Callable[[], None], launch: Launch, args: dict[str, Any]) -> list[Outputs]:
-    """Run while a kernel that `disturb` launches runs on another stream."""
+def _beside(disturb: Callable[[int], None], launch: Launch, args: dict[str, Any]) -> list[Outputs]:
+    """Run while a kernel that `disturb` launches, with a ticket, runs on another stream."""
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(here)
-    with torch.cuda.stream(side):
-        disturb()
-    runs = [launch(args) for _ in range(RUNS)]
+    with _until_queued() as ticket:
+        with torch.cuda.stream(side):
+            disturb(ticket)
+        runs = [launch(args) for _ in range(RUNS)]
     here.wait_stream(side)
     return runs
 
 
+@contextlib.contextmanager
+def _until_queued() -> Iterator[int]:
+    """Give a ticket: kernels that have it stay until the block is left, so until the host has queued what is in it."""
+    word = _released(torch.cuda.current_device())
+    ticket = int(word[0]) + 1
+    try:
+        yield ticket
+    finally:
+        word[0] = ticket
+
+
 def _launch(
-    name: str, blocks: int, nanoseconds: int, shared: int = 0, pattern: int = PATTERNS[0], *, plain: bool = False
+    name: str,
+    blocks: int,
+    nanoseconds: int = LONGEST_NS,
+    shared: int = 0,
+    pattern: int = PATTERNS[0],
+    *,
+    plain: bool = False,
+    ticket: int = NEVER,
 ) -> None:
     """Launch a kernel of perturb.cu on the current stream; `plain` leaves the L1 what the driver would leave it."""
     device = torch.cuda.current_device()
     kernel = load_kernel(SOURCE, name, device, 0 if plain or not shared else _shared_per_block())
-    sink = _sink(device)
-    constants = _params.freeze(nanoseconds, shared // 4, pattern, SINK_WORDS)
-    kernel.launch(blocks, 128, _params.pack(constants, sink.data_ptr()), shared)
+    constants = _params.freeze(nanoseconds, shared // 4, pattern, SINK_WORDS, ticket)
+    pointers = (_sink(device).data_ptr(), _released(device).ctypes.data)
+    kernel.launch(blocks, 128, _params.pack(constants, *pointers), shared)
+
+
+@functools.cache
+def _released(device: int) -> npt.NDArray[np.int32]:
+    """Return the word of page-locked memory that a device's kernels look at; the address is the same for both."""
+    with torch.cuda.device(device):
+        word: npt.NDArray[np.int32] = torch.zeros(1, dtype=torch.int32, pin_memory=True).numpy()
+    return word
 
 
 @functools.cache

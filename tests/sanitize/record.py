@@ -61,10 +61,11 @@ def main() -> None:
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     program = tools.locate()
-    with ThreadPoolExecutor(4) as pool:
-        for tool in tools.TOOLS.values():
-            sections = pool.map(lambda name, tool=tool: record(program, tool, name), FAULTS)
-            (out / f"{tool.name}.txt").write_text("\n".join(sections))
+    pairs = [(tool, name) for tool in tools.TOOLS.values() for name in FAULTS]
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        sections = dict(zip(pairs, pool.map(lambda pair: record(program, *pair), pairs), strict=True))
+    for tool in tools.TOOLS.values():
+        (out / f"{tool.name}.txt").write_text("\n".join(sections[tool, name] for name in FAULTS))
 
 
 if __name__ == "__main__":

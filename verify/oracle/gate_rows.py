@@ -112,11 +112,15 @@ def _bits(values: torch.Tensor) -> torch.Tensor:
     return (values.float() + 0.0).view(torch.int32).long()
 
 
-@functools.lru_cache(maxsize=64)
 def numbers(count: int, device: torch.device) -> torch.Tensor:
     """Return 0 … count−1 as int64; not to be written."""
+    return _numbers_below(1 << max(count - 1, 0).bit_length(), device)[:count]
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers_below(end: int, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
-        return torch.arange(count, device=device)
+        return torch.arange(end, device=device)
 
 
 def top_of(x: torch.Tensor, scoring: str) -> torch.Tensor | None:
