@@ -219,8 +219,8 @@ def _prepare(call: Call, out: Aligned | None) -> _Prepared:
     if chosen.variant != "few":
         prepared.scratch = ((chosen.tiles + 1) * num_experts + MAX_SLICES,)  # ScanScratch
     prepared.launches = tuple(
-        bind(load_kernel(_FILE, name, index, shared), _params, constants, grid, THREADS, shared, overlap=i > 0)
-        for i, (name, grid, shared) in enumerate(_launches(chosen, num_experts))
+        bind(load_kernel(_FILE, name, index, shared), _params, constants, grid, THREADS, shared, overlap=True)
+        for name, grid, shared in _launches(chosen, num_experts)
     )
     return prepared
 

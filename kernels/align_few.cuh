@@ -1,5 +1,6 @@
 #pragma once
 #include "align_common.cuh"
+#include "stream.cuh"
 
 // Few ids, one launch. Every block counts all ids, up to IDS a thread, those before its own apart from the others,
 // lays out all groups, and places its own at most 32 ids: lane l of every warp has the l-th, so a rank is (counted
@@ -14,14 +15,16 @@ __global__ void __launch_bounds__(THREADS) align_few(AlignParams p) {
   const int first = blockIdx.x * p.own, mine = first + lane;
   const bool owner = tid * PER < p.experts;
 
-  int own[1], all[IDS];
-  load_experts(p, tid, THREADS, p.numel - tid, all);
-  load_experts(p, mine, 1, min(p.own, p.numel - first) - lane, own);
+  start_next();
   if (owner) {
     const int none[PER] = {};
     put<PER>(before + tid * PER, none);
     put<PER>(others + tid * PER, none);
   }
+  await_previous();
+  int own[1], all[IDS];
+  load_experts(p, tid, THREADS, p.numel - tid, all);
+  load_experts(p, mine, 1, min(p.own, p.numel - first) - lane, own);
   __syncthreads();  // counters are zero before any is raised
 #pragma unroll
   for (int j = 0; j < IDS; ++j)

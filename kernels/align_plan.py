@@ -3,7 +3,7 @@
 =========  ====================================================================================
 variant    runs for
 =========  ====================================================================================
-few        up to `OWN` ids a block of `align_few`, with a block a multiprocessor, `TILES` at most
+few        up to `OWN` ids a block of `align_few`, with a block a multiprocessor, `FEW_BLOCKS` at most
 scanned    more: a tile a block, staged where `RUN` ids a tile and expert can be expected
 =========  ====================================================================================
 """
@@ -20,8 +20,10 @@ SCAN_EXPERTS = 32
 """Threads and experts a block of `scan_tiles`."""
 MAX_EXPERTS = 4096
 MAX_SLICES = MAX_EXPERTS // SCAN_EXPERTS
-TILES = 128
-"""Most blocks that share the ids, about one a multiprocessor."""
+TILES = 160
+"""Most tiles, one a multiprocessor: a launch that overlaps another is spread evenly only in whole waves."""
+FEW_BLOCKS = 128
+"""Most blocks of `align_few`."""
 OWN = 32
 """Ids that a block of `align_few` places: a lane each."""
 FEW_PLACES = 1024
@@ -42,10 +44,10 @@ HISTOGRAM = "tile_histogram<8>"
 PLACE = (f"place_ids<{CHUNKS}, false>", f"place_ids<{CHUNKS}, true>")
 
 THRESHOLDS: dict[str, tuple[int, ...]] = {
-    "ids": (min(FEW_IDS), OWN * TILES, MIN_TILE * TILES, TILE * TILES, TILE * MANY_TILES),
+    "ids": (min(FEW_IDS), OWN * FEW_BLOCKS, MIN_TILE * 132, TILE * 132, TILE * MANY_TILES),
     "experts": (min(FEW_EXPERTS), MIN_TILE // RUN, TILE // RUN),
 }
-"""Sizes at which the launched variant or its shape changes, on an H100."""
+"""Sizes at which the launched variant or its shape changes, on a GPU of 132 multiprocessors."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ def plan(
         Its compute capability.
     """
     limit = shared_limit(capability)
-    blocks = min(sm_count, TILES)
     length = capacity(numel, num_experts, block_size)
+    blocks = min(sm_count, FEW_BLOCKS)
     if numel <= OWN * blocks:
         wanted = min(numel, -(-length // FEW_PLACES), blocks)
         own = min(OWN, -(-numel // wanted))
@@ -136,7 +138,7 @@ def plan(
     # 99 KiB hold the counts of 4096 experts by 8 warps only.
     warps = next(w for w in (WARPS, WARPS // 2) if place_shared(num_experts, w, False) <= limit)
     most = 32 * CHUNKS * warps
-    tile = max(MIN_TILE, -(-numel // blocks))
+    tile = max(MIN_TILE, -(-numel // min(sm_count, TILES)))
     if tile > most:
         tile = max(most, -(-numel // MANY_TILES))
     tiles = -(-numel // tile)

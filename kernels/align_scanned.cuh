@@ -47,9 +47,10 @@ __global__ void __launch_bounds__(THREADS) tile_histogram(AlignParams p) {
   int* counts = memory;  // [experts]
   const ScanScratch scratch(p);
   const int tid = threadIdx.x, tile = blockIdx.x;
-  start_next();
 #pragma unroll 1
   for (int e = tid; e < p.experts; e += THREADS) counts[e] = 0;
+  await_previous();
+  start_next();  // not before: place_ids reads ids before it waits
   __syncthreads();  // counters are zero before any is raised
   const long long begin = (long long)tile * p.tile_length;
   const int end = (int)min(begin + p.tile_length, (long long)p.numel);
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(THREADS) tile_histogram(AlignParams p) {
 // Lays out the groups, and turns tile counts into starts, in place, relative to the slice. A block owns a slice: lane l
 // its l-th expert, warp w the w-th run of tiles.
 __global__ void __launch_bounds__(THREADS) scan_tiles(AlignParams p) {
-  constexpr int BATCH = 8;
+  constexpr int BATCH = 10;  // a warp's run of TILES tiles
   __shared__ int runs[WARPS][SLICE];
   const ScanScratch scratch(p);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -139,6 +140,7 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
   const int slices = (experts + SLICE - 1) / SLICE;
   const long long tile = (long long)blockIdx.x * p.tile_length;
   const int tile_end = (int)min(tile + p.tile_length, (long long)p.numel);
+  start_next();
 
   Ranks<CHUNKS> ranks;
 #pragma unroll 1

@@ -5,6 +5,8 @@
 __device__ __forceinline__ void start_next() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#elif defined(__CUDACC_SIMT__)
+  cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 

@@ -192,7 +192,7 @@ def shape(ids: int, experts: int) -> tuple[str, str, int, bool, bool]:
 
 def test_align_thresholds_are_where_the_plan_changes() -> None:
     for experts in align_plan.THRESHOLDS["experts"]:
-        assert any(shape(n, experts) != shape(n, experts + 1) for n in (64, 8192, 524288)), experts
+        assert any(shape(n, experts) != shape(n, experts + 1) for n in (64, 8192, 132 * 4096)), experts
     for ids in align_plan.THRESHOLDS["ids"]:
         assert shape(ids, 256) != shape(ids + 1, 256), ids
     changes = {n + 31 for n in range(1, 1 << 15, 32) if shape(n, 512)[:2] != shape(n + 32, 512)[:2]}

@@ -84,6 +84,34 @@ def test_a_first_launch_that_overlaps_waits_for_its_inputs() -> None:
         program.launch("consume<true>", 2, 32, data, out, 64, overlap=True)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_a_launch_that_starts_after_a_wait_has_what_was_waited_for(schedule: Schedule) -> None:
+    program = Program(FOLDER / "clusters.cu")
+
+    def read(relay: str, what: str) -> list[int]:
+        """Let the last of some launches that overlap read, without waiting, what the host or one before has made."""
+        given, out = torch.arange(64, dtype=torch.int32), torch.empty(64, dtype=torch.int32)
+        made, relayed = torch.empty(64, dtype=torch.int32), torch.empty(64, dtype=torch.int32)
+        outputs = {"made": made, "relayed": relayed, "out": out}
+        with Session({"given": given}, outputs, schedule=schedule):
+            if what == "made":
+                program.launch("produce", 2, 32, made, 64)
+            program.launch(relay, 2, 32, relayed, 64, overlap=True)
+            source = {"given": given, **outputs}[what]
+            program.launch("consume<true>", 2, 32, source, out, 64, overlap=True)
+        return out.tolist()
+
+    for relay in ("relay<false, false>", "relay<false, true>"):
+        assert read(relay, "given") == read(relay, "made") == list(range(63, -1, -1))
+        with pytest.raises(SimtError, match=r"race(.|\n)*reads relayed(.|\n)*of an earlier launch"):
+            read(relay, "relayed")
+    for relay in ("relay<true, false>", "relay<true, true>"):
+        with pytest.raises(SimtError, match=r"the launch before may still run"):
+            read(relay, "given")
+        with pytest.raises(SimtError, match=r"race(.|\n)*made(.|\n)*of an earlier launch"):
+            read(relay, "made")
+
+
 def test_a_report_names_both_lines_and_threads() -> None:
     planted = next(p for p in PLANTED if p.name == "reused_too_early")
     lines = (FOLDER / "races.cu").read_text().splitlines()

@@ -76,3 +76,14 @@ __global__ void consume(const int* data, int* out, int n) {
   if (i < n) out[i] = data[n - 1 - i];
   if (WRONG) cudaGridDependencySynchronize();
 }
+
+// Lets the next launch start once it has waited itself, or WRONG, before. LEAVES: a block ends instead of saying so.
+template <bool WRONG, bool LEAVES>
+__global__ void relay(int* data, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (WRONG) cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+  if (i < n) data[i] = i;
+  if (LEAVES && blockIdx.x == 0) return;
+  cudaTriggerProgrammaticLaunchCompletion();
+}

@@ -39,7 +39,7 @@ DEVICES: dict[str, tuple[Device, ...]] = {
         # Rounds in which the one warp that ranks fills all its chunks.
         Device(2, {"WARPS": 1, "MANY_TILES": 3}),
         # More tiles than scan_tiles keeps the counts of in registers.
-        Device(256, {"OWN": 2, "TILES": 160, "MIN_TILE": 8}),
+        Device(256, {"OWN": 2, "TILES": 200, "MIN_TILE": 6}),
     ),
 }
 """By op; odd numbers of them, since most sizes of real models are even."""

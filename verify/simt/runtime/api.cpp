@@ -38,6 +38,7 @@ void simt_begin() {
   forget_lists();
   past.clear();
   inputs_pending = true;
+  awaited_before_next = false;
   ++session;
   stamp_now = chain_floor = 0;
 }

@@ -259,4 +259,11 @@ extern "C" unsigned simt_cluster_rank() { return running->block->rank; }
 
 extern "C" unsigned simt_cluster_size() { return (unsigned)launch.cluster; }
 
-extern "C" void simt_grid_wait() { running->awaited = 1; }
+extern "C" void simt_grid_wait() { running->awaited = running->block->awaited = 1; }
+
+// The first trigger of a block lets the next launch start, as far as this block goes.
+extern "C" void simt_grid_trigger() {
+  Block* block = running->block;
+  if (!block->triggered && !running->awaited) awaited_before_next = false;
+  block->triggered = 1;
+}

@@ -15,7 +15,7 @@ Launch launch;
 Block* resident[MAX_RESIDENT];
 uint32_t stamp_now = 0, launch_floor = 0, chain_floor = 0;
 uint32_t first_warp = 0;
-bool inputs_pending = true;
+bool inputs_pending = true, awaited_before_next = false;
 void* main_stack_pointer;
 uint64_t spins = 0;
 
@@ -117,6 +117,8 @@ void start_block(uint32_t number) {
   block.threads = block.live = threads;
   block.warps_used = (threads + LANES - 1) / LANES;
   block.ready_warps = block.arrived = block.floor = block.arrived_floor = block.last_warp = 0;
+  block.triggered = 0;
+  block.awaited = !launch.overlap;
   block.rank = number % launch.cluster;
   if (!block.rank) {
     new_cluster = &clusters[slot];
@@ -172,6 +174,7 @@ void start_more() {
 }
 
 void end_block(Block* block) {
+  if (!block->triggered && !block->awaited) awaited_before_next = false;
   block->cluster->blocks[block->rank] = nullptr;
   alive &= ~(1ull << block->slot);
   ready_blocks &= ~(1ull << block->slot);
@@ -416,12 +419,17 @@ bool run_launch() {
   for (int i = 0; i < 4; ++i) random_below(2);
   resident_wanted = launch.policy == ROUND_ROBIN ? 1 : launch.policy == RANDOM ? 4 : 8;
   victim = launch.policy == DELAY_BLOCK ? random_below(std::min(blocks, 8u)) : random_below(MAX_WARPS);
+  const uint32_t before = launch_floor;
   launch_floor = stamp_now++;
   launch.overlap = launch.overlap && module->awaits;
   if (!launch.overlap) {
     chain_floor = launch_floor;
     inputs_pending = false;
+  } else if (awaited_before_next) {
+    chain_floor = before;
+    inputs_pending = false;
   }
+  awaited_before_next = true;
   first_warp = past.empty() ? 0 : past.back().first_warp + past.back().warps;
   const uint32_t warps_each = (uint32_t)((threads + LANES - 1) / LANES);
   past.push_back({first_warp, blocks * warps_each, launch.grid, launch.block, launch.module});

@@ -130,6 +130,7 @@ struct Block {
   uint32_t ready_warps, live, arrived, floor, arrived_floor, last_warp, generation;
   uint32_t rank;
   Cluster* cluster;
+  uint8_t triggered, awaited;  // lets the next launch start; a thread of it has waited for the launch before
   int barrier_operation, barrier_line, tally;
   const char* barrier_file;
   char* saved;  // its shared memory while another block's is in place
@@ -146,6 +147,7 @@ extern uint32_t stamp_now, launch_floor, chain_floor;
 extern uint32_t first_warp;     // number of this launch's first
 extern void* main_stack_pointer;
 extern bool inputs_pending;     // no launch yet has waited for what came before the session
+extern bool awaited_before_next;  // no block lets the next launch start before it has waited for the one before
 extern uint64_t spins;  // yields since something last changed
 
 [[noreturn]] void leave_launch();

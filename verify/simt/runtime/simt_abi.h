@@ -79,6 +79,7 @@ void simt_cluster_wait(const char* file, int line);
 // Where another block of the cluster holds what this one holds at `shared`.
 void* simt_cluster_map(const void* shared, unsigned rank);
 void simt_grid_wait();
+void simt_grid_trigger();
 unsigned simt_active_mask(const char* file, int line);
 void simt_fence(int scope);
 void simt_sleep();

@@ -84,7 +84,7 @@ SIMT_INLINE void* __cluster_map_shared_rank(const void* at, unsigned rank) { ret
 
 // Launches that overlap: nothing of the launch before is there until a thread has waited for it.
 SIMT_INLINE void cudaGridDependencySynchronize() { simt_grid_wait(); }
-SIMT_INLINE void cudaTriggerProgrammaticLaunchCompletion() {}
+SIMT_INLINE void cudaTriggerProgrammaticLaunchCompletion() { simt_grid_trigger(); }
 
 SIMT_INLINE long long clock64() { return 0; }
 SIMT_INLINE int clock() { return 0; }
