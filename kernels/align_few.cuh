@@ -15,13 +15,12 @@ __global__ void __launch_bounds__(THREADS) align_few(AlignParams p) {
   const int first = blockIdx.x * p.own, mine = first + lane;
   const bool owner = tid * PER < p.experts;
 
-  start_next();
   if (owner) {
     const int none[PER] = {};
     put<PER>(before + tid * PER, none);
     put<PER>(others + tid * PER, none);
   }
-  await_previous();
+  after_previous(false);
   int own[1], all[IDS];
   load_experts(p, tid, THREADS, p.numel - tid, all);
   load_experts(p, mine, 1, min(p.own, p.numel - first) - lane, own);

@@ -49,8 +49,7 @@ __global__ void __launch_bounds__(THREADS) tile_histogram(AlignParams p) {
   const int tid = threadIdx.x, tile = blockIdx.x;
 #pragma unroll 1
   for (int e = tid; e < p.experts; e += THREADS) counts[e] = 0;
-  await_previous();
-  start_next();  // not before: place_ids reads ids before it waits
+  after_previous(false);  // so place_ids, which reads ids before it waits, starts when they are there
   __syncthreads();  // counters are zero before any is raised
   const long long begin = (long long)tile * p.tile_length;
   const int end = (int)min(begin + p.tile_length, (long long)p.numel);
@@ -78,8 +77,7 @@ __global__ void __launch_bounds__(THREADS) scan_tiles(AlignParams p) {
   const int e = blockIdx.x * SLICE + lane, tiles = e < p.experts ? p.tiles : 0;
   const int run = (p.tiles + WARPS - 1) / WARPS;
   const int begin = min(warp * run, tiles), end = min(begin + run, tiles);
-  start_next();
-  await_previous();
+  after_previous(true);
   int* column = scratch.starts + e;
   int counts[BATCH], sum = 0;
 #pragma unroll 1
@@ -140,7 +138,6 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
   const int slices = (experts + SLICE - 1) / SLICE;
   const long long tile = (long long)blockIdx.x * p.tile_length;
   const int tile_end = (int)min(tile + p.tile_length, (long long)p.numel);
-  start_next();
 
   Ranks<CHUNKS> ranks;
 #pragma unroll 1
@@ -177,7 +174,7 @@ __global__ void __launch_bounds__(THREADS) place_ids(AlignParams p) {
           sorted[ranks.rank[c]] = (unsigned)ranks.expert[c] << 12 | (unsigned)(ranks.first + c * 32 - (int)begin);
     }
     if (begin == tile) {
-      await_previous();
+      after_previous(false);
       const int* row = scratch.starts + (long long)blockIdx.x * experts;
 #pragma unroll 1
       for (int first = tid; first < experts; first += THREADS * BATCH) {

@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS,
     const int group = groups.group_of(sub), offset = groups.within(sub) * VEC;
     share = {group * groups.size + offset, groups.lanes() * VEC, group < p.groups ? groups.size - offset : 0};
   }
-  after_previous();
+  after_previous(p.early);
   // A row past the last reads the last. A small share is loaded one row ahead, once the row before needs its
   // registers no more.
   constexpr bool AHEAD = VPL <= 16;

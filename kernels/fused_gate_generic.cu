@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPT : 32 * TEAMS) fused_
   const int rank = SPLIT ? threadIdx.x : lane, threads = SPLIT ? blockDim.x : 32;
   const int first = rank * VPT;
   const long long step = (long long)gridDim.x * teams;
-  after_previous();
+  after_previous(p.early);
   const long long valid = p.num_valid_rows ? *p.num_valid_rows : p.rows;
   const bool scored = p.scored;
   const int size = p.experts / p.groups;

@@ -25,8 +25,8 @@ FAST_ROUTED = 20
 TEAMS = 4
 """Warps a block, each with rows of its own, where throughput counts."""
 BLOCKS_PER_SM = {16: {4: 10, 8: 8, 16: 7, 24: 6, 32: 5}, 32: {4: 10, 8: 8, 12: 6, 16: 5, 32: 5}}
-"""Resident blocks of TEAMS warps, by lanes a row and experts a lane: the grid of a grid-stride loop. The kernel's
-launch bounds ask for as many."""
+"""Resident blocks of TEAMS warps, by lanes a row and experts a lane: the most that a grid-stride loop gets. The
+kernel's launch bounds ask for as many."""
 GROUPED_BLOCKS_PER_SM = {16: {12: 6, 16: 6, 32: 4}, 32: {8: 6, 12: 4, 16: 3, 32: 3}}
 """The same where a group of experts is whole lanes."""
 GENERIC_BLOCKS_PER_SM = 8
@@ -39,7 +39,14 @@ _FAST_SCORINGS = ("sigmoid", "softmax")
 
 THRESHOLDS: dict[str, tuple[int, ...]] = {
     "experts": tuple(sorted({lanes * n for lanes, shares in EXPERTS_PER_LANE.items() for n in shares})),
-    "tokens": tuple(132 * n for n in (DEFAULT_GATE.few_split_rows_per_sm, DEFAULT_GATE.few_rows_per_sm)),
+    "tokens": tuple(
+        132 * rows
+        for rows in (
+            DEFAULT_GATE.few_split_rows_per_sm,
+            DEFAULT_GATE.single_rows_per_sm,
+            *sorted(set(dict(DEFAULT_GATE.few_rows_per_sm).values())),
+        )
+    ),
     "topk": (PAIR_LANES, FAST_ROUTED),
 }
 """Sizes at which the launched variant changes (tokens: on a GPU of 132 multiprocessors)."""
@@ -61,6 +68,8 @@ class GatePlan:
         Experts a lane, elements a load, warps a row, warps or blocks with rows of their own a block.
     grid, block : int
         Blocks, and threads a block.
+    early : bool
+        The next launch may start before the one before has ended.
     file, name : str
         Source file, and name expression of the instantiation in it.
     """
@@ -74,6 +83,7 @@ class GatePlan:
     teams: int
     grid: int
     block: int
+    early: bool
     file: str
     name: str
 
@@ -121,7 +131,6 @@ def plan(
         Name of the GPU, for tuned numbers.
     """
     tuned, _ = gate_tuning(device)
-    few = tokens <= tuned.few_rows_per_sm * sm_count
     grouped = groups > 1
     widest = 32 * EXPERTS_PER_LANE[32][-1]
     fewer = tokens <= tuned.few_split_rows_per_sm * sm_count
@@ -129,38 +138,37 @@ def plan(
     lanes = per_lane = 0
     if unit_stride and bias_aligned and scoring in _FAST_SCORINGS and not (by_block and grouped):
         loads = min(alignment // (4 if dtype == "float32" else 2), 8)
-        block_share = SPLIT_EXPERTS_PER_LANE if fewer else BLOCK_EXPERTS_PER_LANE
-        whole_warps = few or places > PAIR_LANES or experts <= 2 * PAIR_LANES
-        forms = [(32, block_share)] if by_block else _forms(grouped, whole_warps)
-        for form in forms:
-            held = form[0] * form[1] if not grouped else form[1] * _lanes_per_group(groups, form[0])
-            vector = _vector(dtype, form[1])
-            holds = by_block or held >= experts // groups
-            if holds and vector <= loads and experts // groups % vector == 0:
-                lanes, per_lane = form
-                break
+        if by_block:
+            forms = [(32, SPLIT_EXPERTS_PER_LANE if fewer else BLOCK_EXPERTS_PER_LANE)]
+        else:
+            forms = _forms(experts, groups, pairs=places <= PAIR_LANES and experts > 2 * PAIR_LANES)
+        fitting = {n: m for n, m in reversed(forms) if _loads(dtype, m, experts // groups, loads)}
+        few = dict(tuned.few_rows_per_sm)[fitting[32]] * sm_count if 32 in fitting else 0
+        lanes = PAIR_LANES if PAIR_LANES in fitting and tokens > few else max(fitting, default=0)
+        per_lane = fitting.get(lanes, 0)
     if per_lane:
-        grouping = "lanes" if grouped else "none"
+        grouping, vector = "lanes" if grouped else "none", _vector(dtype, per_lane)
         file, name = FILE, _name(dtype, scoring, biased or grouped, grouped, lanes, per_lane, by_block)
+        resident = 0 if by_block else (GROUPED_BLOCKS_PER_SM if grouped else BLOCKS_PER_SM)[lanes][per_lane]
     else:
         grouping, vector, lanes = "staged" if grouped else "none", 1, 32
         by_block = experts > 32 * GENERIC_EXPERTS_PER_LANE[-1]
-        fitting = (n for n in GENERIC_EXPERTS_PER_LANE if 32 * n >= experts)
-        per_lane = SPLIT_EXPERTS_PER_LANE if by_block else next(fitting)
+        holding = (n for n in GENERIC_EXPERTS_PER_LANE if 32 * n >= experts)
+        per_lane = SPLIT_EXPERTS_PER_LANE if by_block else next(holding)
         file, name = GENERIC_FILE, _generic_name(per_lane, by_block)
-
-    if by_block:
-        warps, teams = -(-experts // (32 * per_lane)), 1
-        grid = min(tokens, tuned.row_blocks_per_sm * sm_count)
-    else:
-        warps, teams = 1, 1 if few else TEAMS
-        rows = teams * 32 // lanes
         resident = GENERIC_BLOCKS_PER_SM
-        if file == FILE:
-            resident = (GROUPED_BLOCKS_PER_SM if grouped else BLOCKS_PER_SM)[lanes][per_lane]
-        grid = min(-(-tokens // rows), resident * sm_count * TEAMS // teams)
-    variant = "block" if by_block else "warp"
-    return GatePlan(variant, grouping, lanes, per_lane, vector, warps, teams, grid, 32 * warps * teams, file, name)
+
+    warps, teams, grid, early = 1, 1, tokens, True
+    if by_block:
+        warps = -(-experts // (32 * per_lane))
+        grid = min(tokens, tuned.row_blocks_per_sm * sm_count)
+    elif lanes == PAIR_LANES or tokens > tuned.single_rows_per_sm * sm_count:
+        teams = TEAMS
+        wanted = -(-tokens // (teams * 32 // lanes * sm_count))
+        waves = _waves(wanted, resident)
+        grid, early = waves * sm_count, waves == wanted and resident % waves == 0 and 2 * waves <= resident
+    variant, block = "block" if by_block else "warp", 32 * warps * teams
+    return GatePlan(variant, grouping, lanes, per_lane, vector, warps, teams, grid, block, early, file, name)
 
 
 def instantiations() -> list[tuple[str, str]]:
@@ -179,10 +187,29 @@ def _all_forms(shares: dict[int, tuple[int, ...]]) -> list[tuple[int, int]]:
     return [(lanes, n) for lanes, numbers in shares.items() for n in numbers]
 
 
-def _forms(grouped: bool, whole_warps: bool) -> list[tuple[int, int]]:
-    """Return (lanes a row, experts a lane) to try, best first."""
-    forms = _all_forms(GROUPED_EXPERTS_PER_LANE if grouped else EXPERTS_PER_LANE)
-    return [form for form in forms if form[0] == 32 or not whole_warps]
+def _forms(experts: int, groups: int, *, pairs: bool) -> list[tuple[int, int]]:
+    """Return (lanes a row, experts a lane) that hold a row, smallest first; with `pairs` also for two rows a warp."""
+    shares = GROUPED_EXPERTS_PER_LANE if groups > 1 else EXPERTS_PER_LANE
+    forms = [form for form in _all_forms(shares) if pairs or form[0] == 32]
+    if groups == 1:
+        return [(lanes, n) for lanes, n in forms if lanes * n >= experts]
+    return [(lanes, n) for lanes, n in forms if _lanes_per_group(groups, lanes) * n >= experts // groups]
+
+
+def _loads(dtype: str, per_lane: int, experts: int, most: int) -> bool:
+    """Say whether vectors for a number of experts a lane are no longer than allowed, and divide the experts."""
+    vector = _vector(dtype, per_lane)
+    return vector <= most and experts % vector == 0
+
+
+def _waves(wanted: int, resident: int) -> int:
+    """Return the blocks a multiprocessor: those wanted, as far as they can be resident, with up to as many idle ones.
+
+    Launches that overlap are spread evenly over the multiprocessors only where each gives all as many blocks, and whole
+    launches fill them. Otherwise some get twice as many as others.
+    """
+    even = (n for n in range(wanted, min(2 * wanted, resident + 1)) if resident % n == 0)
+    return next(even, min(wanted, resident))
 
 
 def _name(dtype: str, scoring: str, scored: bool, grouped: bool, lanes: int, per_lane: int, split: bool) -> str:

@@ -19,8 +19,10 @@ __device__ __forceinline__ void await_previous() {
 #endif
 }
 
-// Both, for a kernel with nothing to do before. Every thread calls it before it touches global memory.
-__device__ __forceinline__ void after_previous() {
-  start_next();
+// Both, for a kernel with nothing to do before. Every thread calls it before it touches global memory. EARLY hides more
+// of the next launch, but lets launches pile up, which then get uneven shares of the multiprocessors.
+__device__ __forceinline__ void after_previous(bool early) {
+  if (early) start_next();
   await_previous();
+  if (!early) start_next();
 }

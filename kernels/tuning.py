@@ -11,22 +11,23 @@ class GateTuning:
 
     Attributes
     ----------
-    few_rows_per_sm : int
-        Up to this many rows a multiprocessor latency counts: a warp owns a row, and a block holds one.
+    single_rows_per_sm : int
+        Up to this many rows a multiprocessor a block holds one row.
+    few_rows_per_sm : tuple of (int, int)
+        Experts a lane of a warp that owns a row, and up to how many rows a multiprocessor one does. Then two a warp.
     few_split_rows_per_sm : int
-        The same for rows that several warps share: up to it, as many warps as keep a lane's share small.
+        For rows that several warps can share: up to this many, as many warps as keep a lane's share small.
     row_blocks_per_sm : int
         Blocks a multiprocessor where a block owns a row.
     """
 
-    few_rows_per_sm: int = 4
+    single_rows_per_sm: int = 2
+    few_rows_per_sm: tuple[tuple[int, int], ...] = ((4, 20), (8, 32), (12, 24), (16, 20), (32, 20))
     few_split_rows_per_sm: int = 1
     row_blocks_per_sm: int = 8
 
 
-GATE: tuple[tuple[str, GateTuning], ...] = (
-    ("H100", GateTuning(few_rows_per_sm=4, few_split_rows_per_sm=1, row_blocks_per_sm=8)),
-)
+GATE: tuple[tuple[str, GateTuning], ...] = (("H100", GateTuning()),)
 """By a part of the device's name; docs/benchmarks holds the sweeps behind each entry. Another table takes effect."""
 DEFAULT_GATE = GateTuning()
 """For a device without an entry."""

@@ -17,9 +17,9 @@ import pytest
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.strategies.domain import GateDomain
 from moeproof.verify.channel import describe_exit
-from moeproof.verify.child import Alternating, Child, HarnessError, Isolated
+from moeproof.verify.child import Child, HarnessError, Isolated
 from moeproof.verify.execute import Outcome
-from moeproof.verify.subject import Subject, Unavailable, find, load_file
+from moeproof.verify.subject import Subject, Unavailable, load_file
 
 PATIENCE = 120.0
 """How long to wait for what is sure to come."""
@@ -229,56 +229,3 @@ def test_exit_statuses_are_put_into_words() -> None:
     assert describe_exit(-9) == "killed by SIGKILL"
     assert describe_exit(-250) == "killed by signal 250"
     assert describe_exit(3) == "exit status 3"
-
-
-class Lane:
-    """Stands in for an isolated child: answers with the number of rows of the case it was given."""
-
-    depth = 1
-    device = "cpu"
-
-    def __init__(self, fails: int = -1) -> None:
-        self.subject = find(["torch:fused_gate"])[0]
-        self.fails = fails
-        self.given: list[int] = []
-
-    def begin(self, case: int, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
-        self.given.append(case)
-
-    def end(self) -> Outcome:
-        if self.given[-1] == self.fails:
-            raise HarnessError("planted")
-        return Outcome((), self.given[-1], "")
-
-    def run(self, case: int, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
-        self.begin(case)
-        return self.end()
-
-
-def test_alternating_children_answer_in_the_order_of_the_cases() -> None:
-    lanes = [Lane(), Lane()]
-    pair = Alternating(lanes)
-    assert pair.depth == 2
-    pair.begin(1)
-    pair.begin(2)
-    assert [pair.end().rows, pair.end().rows] == [1, 2]
-    assert [lane.given for lane in lanes] == [[1], [2]]
-
-
-def test_a_case_run_between_takes_no_other_cases_outcome() -> None:
-    pair = Alternating([Lane(), Lane()])
-    pair.begin(1)
-    pair.begin(2)
-    assert pair.end().rows == 1
-    assert pair.run(9).rows == 9  # while case 2 is under way
-    assert pair.end().rows == 2
-
-
-def test_a_failing_harness_is_told_of_its_own_case() -> None:
-    pair = Alternating([Lane(), Lane(fails=2)])
-    pair.begin(1)
-    pair.begin(2)
-    assert pair.run(9).rows == 9
-    assert pair.end().rows == 1
-    with pytest.raises(HarnessError, match="planted"):
-        pair.end()

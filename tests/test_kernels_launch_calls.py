@@ -395,7 +395,7 @@ def test_another_tuning_table_takes_effect(launched: Record, monkeypatch: pytest
         gate(x, topk=2)
         return int(launched[0][3])
 
-    few, many = (tuning.GateTuning(few_rows_per_sm=n) for n in (1 << 20, 0))
+    few, many = (tuning.GateTuning(single_rows_per_sm=n) for n in (1 << 20, 0))
     seen = []
     for table in ((("H100", few),), (("H100", many),), (("H100", few),), (("A100", few),)):
         monkeypatch.setattr(tuning, "GATE", table)

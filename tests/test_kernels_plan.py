@@ -73,7 +73,9 @@ def test_gate_plans_hold_what_the_kernel_assumes() -> None:
         assert chosen.warps == 1 or chosen.teams == 1
         assert chosen.teams <= gate_plan.TEAMS
         assert chosen.variant == "warp" or held < 4096 + 32 * chosen.experts_per_lane
-        assert 1 <= chosen.grid <= max(1, case["tokens"])
+        sms, rows = case.get("sm_count", 132), chosen.teams * 32 // chosen.lanes
+        assert 1 <= chosen.grid < 2 * -(-case["tokens"] // rows) + sms
+        assert chosen.teams == 1 or chosen.grid % sms == 0, "whole waves"
         if chosen.file == gate_plan.FILE:
             itemsize = 4 if case["dtype"] == "float32" else 2
             assert case["unit_stride"]
@@ -83,6 +85,19 @@ def test_gate_plans_hold_what_the_kernel_assumes() -> None:
             assert chosen.vector * itemsize <= case["alignment"]
             assert case["experts"] // case["groups"] % chosen.vector == 0
             assert chosen.experts_per_lane % chosen.vector == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "resident", "waves"),
+    [(1, 8, 1), (3, 8, 4), (4, 8, 4), (5, 8, 8), (9, 8, 8), (50, 8, 8), (2, 6, 2), (4, 6, 6), (2, 5, 2), (3, 5, 5)],
+)
+def test_blocks_fill_the_multiprocessors_evenly(wanted: int, resident: int, waves: int) -> None:
+    assert gate_plan._waves(wanted, resident) == waves
+
+
+def test_the_next_launch_starts_early_where_two_fit() -> None:
+    early = {t: gate_plan.plan(t, 256).early for t in (1, 264, 265, 528, 1056, 1057, 1584, 1585, 2112, 2113, 65536)}
+    assert [t for t, is_early in early.items() if is_early] == [1, 264, 265, 528, 1056, 1585, 2112]
 
 
 def test_instantiations_are_few_and_all_that_plans_choose() -> None:

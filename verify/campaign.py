@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from moeproof.strategies.domain_check import why_outside
 from moeproof.strategies.draws import NoChoicesLeftError
 
 from . import corpus
-from .child import Alternating, Child, Executor, HarnessError, Inline, Isolated
+from .child import Child, Executor, HarnessError, Inline, Isolated
 from .config import Config
 from .coverage import Coverage, expert_buckets
 from .events import Event, Sink
@@ -44,8 +43,6 @@ ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20}
 MAX_REDUCTIONS = 8
 """Reductions of one class of failure of one subject, in one run: at failures 1, 2, 4, 8, ..."""
 PROGRESS_SECONDS = 0.5
-CORES_A_WORKER = 3
-"""Cores that a worker keeps busy with two children: theirs, and its own."""
 
 
 @dataclass
@@ -63,7 +60,7 @@ class State:
     out: str = ""
     held: dict[str, tuple[Finding, Path]] = field(default_factory=dict)
     """By class of failure, what was cut short and has no name yet, and its case's file."""
-    pending: deque[tuple[Case, bool]] = field(default_factory=deque)
+    pending: tuple[Case, bool] | None = None
 
 
 def fits(entry: corpus.Entry, state: State) -> bool:
@@ -142,20 +139,12 @@ class Campaign:
         if not self.config.isolate:
             return Inline(subject)
         family = subject.name.partition(":")[0]
-        lanes = []
-        for number in range(self._width(subject)):
-            key = f"{self.index}-{family}" + (f"-{number}" if number else "")
-            if key not in self._children:
-                inflight = self.config.out / "inflight" / f"{key}.json"
-                self._children[key] = Child(seconds=self.config.case_seconds, inflight=inflight)
-            self._children[key].load(subject)
-            lanes.append(Isolated(subject, self._children[key]))
-        return Alternating(lanes) if len(lanes) > 1 else lanes[0]
-
-    def _width(self, subject: Subject) -> int:
-        """Return the number of children for a subject: two where it runs on a GPU and the host has cores to spare."""
-        spare = (os.cpu_count() or 1) >= CORES_A_WORKER * self.config.workers
-        return 2 if spare and pick_device(subject).type == "cuda" else 1
+        if family not in self._children:
+            inflight = self.config.out / "inflight" / f"{self.index}-{family}.json"
+            self._children[family] = Child(seconds=self.config.case_seconds, inflight=inflight)
+        child = self._children[family]
+        child.load(subject)
+        return Isolated(subject, child)
 
     def _recover(self) -> None:
         """Run cases first that an earlier run had in flight at its end; each is kept until it has run."""
@@ -238,8 +227,7 @@ class Campaign:
             return
 
         def body(case: Case) -> None:
-            while len(state.pending) >= state.executor.depth:
-                self._end_case(state)
+            self._end_case(state)
             if state.out or (until is not None and self._fuzzing() > until):
                 return
             extras = () if refusal else sampled(state.cases, subject.op, perturb=self.config.perturb)
@@ -249,7 +237,7 @@ class Campaign:
         try:
             with self._timed(state):
                 explore(strategy, body, start=start, count=max(2, count))
-                self._end_cases(state)
+                self._end_case(state)
         except NoChoicesLeftError as error:
             self._lost(state, f"no case of its domain can be drawn: {error}")
 
@@ -258,7 +246,7 @@ class Campaign:
             return
         with self._timed(state):
             self._begin_case(state, case, extras, refusal)
-            self._end_cases(state)
+            self._end_case(state)
 
     @contextlib.contextmanager
     def _timed(self, state: State) -> Iterator[None]:
@@ -276,16 +264,13 @@ class Campaign:
         except Unavailable as error:
             self._lost(state, str(error))
             return
-        state.pending.append((case, refusal))
-
-    def _end_cases(self, state: State) -> None:
-        """Take in the outcomes of all cases begun."""
-        while state.pending:
-            self._end_case(state)
+        state.pending = (case, refusal)
 
     def _end_case(self, state: State) -> None:
-        """Take in the outcome of the case begun first."""
-        case, refusal = state.pending.popleft()
+        """Take in the outcome of the case begun last, if there is one."""
+        if state.pending is None:
+            return
+        (case, refusal), state.pending = state.pending, None
         try:
             outcome = state.executor.end()
         except Unavailable as error:

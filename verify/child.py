@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -40,15 +38,13 @@ class Executor(CaseRunner, Protocol):
     """Runs cases on one subject, also while the caller goes on, and shows their outputs."""
 
     device: str
-    depth: int
-    """How many cases may have begun and not ended."""
 
     def begin(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
         """Start to run a case; `end` returns its outcome."""
         ...
 
     def end(self) -> Outcome:
-        """Return the outcome of the case that `begin` started first of those that have not ended."""
+        """Return the outcome of the case that `begin` started."""
         ...
 
     def outputs(self, case: Case) -> dict[str, Any]:
@@ -58,8 +54,6 @@ class Executor(CaseRunner, Protocol):
 
 class Inline:
     """Runs cases in this process: for trusted subjects, and for tests of the harness."""
-
-    depth = 1
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -238,8 +232,6 @@ class Child:
 class Isolated:
     """Runs cases on one subject in a `Child`."""
 
-    depth = 1
-
     def __init__(self, subject: Subject, child: Child) -> None:
         self.subject = subject
         self.child = child
@@ -270,56 +262,6 @@ class Isolated:
         if isinstance(answer, Outcome):
             return {"error": answer.violations[0].message}
         return dict(answer["outputs"])
-
-
-class Alternating:
-    """Runs cases on one subject in several children in turns, since the host's part of a case outweighs the GPU's.
-
-    Parameters
-    ----------
-    lanes : sequence of Isolated
-        One a child, all of one subject.
-    """
-
-    def __init__(self, lanes: Sequence[Isolated]) -> None:
-        self.lanes = tuple(lanes)
-        self.depth = len(lanes)
-        self.subject = lanes[0].subject
-        self.device = lanes[0].device
-        self._busy: deque[Isolated] = deque()
-        self._ended: deque[Outcome | Exception] = deque()
-
-    def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
-        """Run and judge a case; the outcomes of those that have begun are kept for `end`."""
-        self._settle()
-        return self.lanes[0].run(case, extras, refusal=refusal)
-
-    def begin(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
-        """Send a case to a child that has none, and return while it works."""
-        lane = next(lane for lane in self.lanes if lane not in self._busy)
-        lane.begin(case, extras, refusal=refusal)
-        self._busy.append(lane)
-
-    def end(self) -> Outcome:
-        """Return the outcome of the case begun first of those that have not ended."""
-        if not self._ended:
-            return self._busy.popleft().end()
-        ended = self._ended.popleft()
-        if isinstance(ended, Exception):
-            raise ended
-        return ended
-
-    def outputs(self, case: Case) -> dict[str, Any]:
-        """Run a case once and return its outputs as literals; what went wrong under ``error``."""
-        self._settle()
-        return self.lanes[0].outputs(case)
-
-    def _settle(self) -> None:
-        while self._busy:
-            try:
-                self._ended.append(self._busy.popleft().end())
-            except (HarnessError, Unavailable) as error:  # of that case, so for its `end`
-                self._ended.append(error)
 
 
 class HarnessError(RuntimeError):

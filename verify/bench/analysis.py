@@ -69,8 +69,9 @@ def compare_at(results: Results, result: ShapeResult) -> Row:
     name = our_name(results, result)
     device = {n: t for n, m in result.subjects.items() if (t := device_timing(m)) is not None}
     eager = {n: t for n, m in result.subjects.items() if (t := eager_timing(m)) is not None}
-    ours, rival = _pick(device, name)
-    ours_eager, rival_eager = _pick(eager, name)
+    kin = {n for n, family in results.families.items() if family == "own"}
+    ours, rival = _pick(device, name, kin)
+    ours_eager, rival_eager = _pick(eager, name, kin)
     speedup = floors = None
     if ours is not None and rival is not None:
         speedup = paired_ratio(rival.timing.samples, ours.timing.samples)
@@ -79,8 +80,8 @@ def compare_at(results: Results, result: ShapeResult) -> Row:
     return Row(result, ours, rival, speedup, floors, ours_eager, rival_eager)
 
 
-def _pick(timings: dict[str, Timing], name: str | None) -> tuple[Rival | None, Rival | None]:
-    """Return our time and that of the fastest other subject."""
+def _pick(timings: dict[str, Timing], name: str | None, kin: set[str]) -> tuple[Rival | None, Rival | None]:
+    """Return our time and that of the fastest other subject; variants of an own kernel are no rivals of it."""
     ours = Rival(name, timings[name]) if name in timings else None
-    others = [Rival(n, t) for n, t in timings.items() if n != name]
+    others = [Rival(n, t) for n, t in timings.items() if n != name and not (name in kin and n in kin)]
     return ours, min(others, key=lambda r: r.timing.estimate.value, default=None)

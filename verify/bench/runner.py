@@ -24,8 +24,13 @@ SILENCE_SECONDS = 600.0
 MAX_STARTS = 24
 """Processes that may be started in a run."""
 NAME_BYTES = 1024
-NOT_RELEASED = ("flashinfer:fused_gate@no_aux_tc_precise", "sglang-kernel:moe_align_block_size@exact")
-"""Variants of libraries that nobody ships: built with other flags, or called as no caller calls it."""
+NOT_RELEASED = (
+    "flashinfer:fused_gate@no_aux_tc_precise",
+    "sglang-kernel:moe_align_block_size@exact",
+    "own:fused_gate@delays",
+    "own:moe_align_block_size@delays",
+)
+"""Variants that nobody ships: built with other flags or with delays, or called as no caller calls it."""
 FAMILIES = ("own", "library")
 """Tags that make a subject's family; one of neither is a reference, or a user's."""
 
