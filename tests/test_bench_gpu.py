@@ -81,7 +81,8 @@ def test_own_kernels_are_measured_on_the_device(shape: Shape):
     assert measured.device.method == "graph"
     assert result.floor is not None
     assert result.empty is not None
-    assert 0.8 * result.empty.estimate.value < measured.device.estimate.value < 100
+    # A launch that overlaps the end of the one before comes out below the empty kernel's, which does not.
+    assert 0.2 * result.empty.estimate.value < measured.device.estimate.value < 100
     assert measured.device.estimate.value < measured.eager.estimate.value * 1.2
 
 

@@ -20,10 +20,11 @@ from zoo.entry import FRONT_DOOR
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify import campaign as module
 from moeproof.verify import corpus
-from moeproof.verify.child import HarnessError, Inline
+from moeproof.verify.child import HarnessError, Inline, NoMemoryError
 from moeproof.verify.config import Config, ConfigError
 from moeproof.verify.coordinator import Summary, run
 from moeproof.verify.events import Event, JsonLines
+from moeproof.verify.execute import Outcome
 from moeproof.verify.subject import Unavailable
 
 torch.set_num_threads(1)  # several test processes share the cores
@@ -216,6 +217,30 @@ def test_a_fault_of_the_harness_keeps_its_case_and_is_an_error(tmp_path: Path, m
     assert list((tmp_path / "corpus" / "fused_gate").glob("fault-*.json"))
     assert summary.subjects["zoo:right-align"].cases >= 3
     assert summary.exit_code() == 2
+
+
+def test_a_case_without_memory_is_passed_over_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, count = Inline.run, 0
+
+    def short(self: Inline, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
+        nonlocal count
+        count += 1
+        if count % 3 == 0:
+            raise NoMemoryError("CUDA out of memory")
+        return run(self, case, extras, refusal=refusal)
+
+    monkeypatch.setattr(Inline, "run", short)
+    summary, _ = fuzz(tmp_path, "right-gate", cases=30)
+    assert summary.exit_code() == 0
+    assert any("cases of zoo:right-gate were passed over for want of memory" in note for note in summary.notes)
+    assert summary.subjects["zoo:right-gate"].cases >= 30
+
+
+def test_a_subject_that_always_lacks_memory_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inline, "run", _fails_on("fused_gate", NoMemoryError("CUDA out of memory")))
+    summary, _ = fuzz(tmp_path, "right-gate", "right-align", cases=3)
+    assert "memory does not suffice for 20 cases in a row" in summary.unavailable["zoo:right-gate"]
+    assert not summary.findings
 
 
 def test_a_preset_outside_a_domain_leaves_that_subject_out(tmp_path: Path) -> None:

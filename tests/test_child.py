@@ -17,7 +17,7 @@ import pytest
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.strategies.domain import GateDomain
 from moeproof.verify.channel import describe_exit
-from moeproof.verify.child import Child, HarnessError, Isolated
+from moeproof.verify.child import Child, HarnessError, Isolated, NoMemoryError
 from moeproof.verify.execute import Outcome
 from moeproof.verify.subject import Subject, Unavailable, load_file
 
@@ -50,6 +50,8 @@ def call(args, outputs):
         print("noise on stdout", flush=True)
     if what == 9:
         raise ValueError("a bad argument")
+    if what == 10:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
     outputs["weights"].fill_(1.0)
     outputs["indices"].zero_()
 
@@ -144,6 +146,13 @@ def test_a_fault_of_the_harness_is_no_outcome(child: Child, suspects: dict[str, 
     executor = Isolated(suspects["faulty"], child)
     with pytest.raises(HarnessError, match="no such path"):
         executor.run(case(1))
+
+
+def test_a_shortage_of_memory_is_no_outcome(child: Child, suspects: dict[str, Subject]) -> None:
+    executor = Isolated(suspects["kernel"], child)
+    with pytest.raises(NoMemoryError, match="Tried to allocate"):
+        executor.run(case(10))
+    assert executor.run(case(1)).violations == ()
 
 
 def test_subjects_that_can_not_be_loaded_say_why(child: Child, suspects: dict[str, Subject]) -> None:

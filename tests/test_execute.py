@@ -418,3 +418,23 @@ def test_fake_op(width: int, wrong: bool) -> None:
     subject = Subject("test:fake", "fused_gate", lambda: real_or_fake, GateDomain(), tags=("fake",))
     found = Runner(subject, CPU).run(GATE, ("fake_op",)).violations
     assert [v.check for v in found] == (["fake_op"] if wrong else [])
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"), MemoryError()]
+)
+@pytest.mark.parametrize("refusal", [False, True])
+def test_a_shortage_of_memory_is_tried_again_and_is_never_a_result(error: Exception, refusal: bool) -> None:
+    left = [1, 99]
+
+    def short(args: Args, outputs: Outputs) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise error
+
+    again = runner(short).run(GATE)
+    assert again.violations == ()
+    left[0] = left[1]
+    with pytest.raises(MemoryError):
+        runner(short).run(GATE, refusal=refusal)
+    assert left[0] == left[1] - 2

@@ -18,7 +18,7 @@ from moeproof.strategies.domain_check import why_outside
 from moeproof.strategies.draws import NoChoicesLeftError
 
 from . import corpus
-from .child import Child, Executor, HarnessError, Inline, Isolated
+from .child import Child, Executor, HarnessError, Inline, Isolated, NoMemoryError
 from .config import Config
 from .coverage import Coverage, expert_buckets
 from .events import Event, Sink
@@ -43,6 +43,8 @@ ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20}
 MAX_REDUCTIONS = 8
 """Reductions of one class of failure of one subject, in one run: at failures 1, 2, 4, 8, ..."""
 PROGRESS_SECONDS = 0.5
+MAX_SHORTAGES = 20
+"""Cases in a row that memory does not suffice for, after which a subject is left out."""
 
 
 @dataclass
@@ -61,6 +63,8 @@ class State:
     held: dict[str, tuple[Finding, Path]] = field(default_factory=dict)
     """By class of failure, what was cut short and has no name yet, and its case's file."""
     pending: tuple[Case, bool] | None = None
+    shortages: int = 0
+    shortages_in_a_row: int = 0
 
 
 def fits(entry: corpus.Entry, state: State) -> bool:
@@ -108,6 +112,10 @@ class Campaign:
                 self._name_held()
         finally:
             self._progress(force=True)
+            for state in self.states:
+                if state.shortages:
+                    text = f"{state.shortages} cases of {state.subject.name} were passed over for want of memory"
+                    self._emit("note", text=text)
             for child in self._children.values():
                 child.close()
 
@@ -276,9 +284,13 @@ class Campaign:
         except Unavailable as error:
             self._lost(state, str(error))
             return
+        except NoMemoryError as error:
+            self._short(state, str(error))
+            return
         except HarnessError as error:
             self._fault(state, case, str(error))
             return
+        state.shortages_in_a_row = 0
         state.cases += 1
         failed = bool(outcome.violations)
         state.coverage.add(case, outcome.rows, outcome.path, failed=failed, refusal=refusal)
@@ -295,6 +307,13 @@ class Campaign:
         """Leave a subject out for the rest of the run."""
         state.out = reason
         self._emit("unavailable", subject=state.subject.name, op=state.subject.op, reason=reason)
+
+    def _short(self, state: State, text: str) -> None:
+        """Pass over a case that memory does not suffice for."""
+        state.shortages += 1
+        state.shortages_in_a_row += 1
+        if state.shortages_in_a_row >= MAX_SHORTAGES:
+            self._lost(state, f"memory does not suffice for {MAX_SHORTAGES} cases in a row: {text}")
 
     def _fault(self, state: State, case: Case, text: str) -> None:
         """Report a fault of the harness, keep its case, and leave the subject out."""

@@ -63,7 +63,10 @@ class Inline:
 
     def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
         """Run and judge a case."""
-        return self._runner.run(case, extras, refusal=refusal)
+        try:
+            return self._runner.run(case, extras, refusal=refusal)
+        except MemoryError as error:
+            raise NoMemoryError(str(error)) from error
 
     def begin(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> None:
         """Take a case; `end` runs it."""
@@ -174,6 +177,8 @@ class Child:
         ------
         HarnessError
             If the child failed outside the subject.
+        NoMemoryError
+            If the memory did not suffice.
         """
         process = self._started()
         answer: dict[str, Any] | Outcome
@@ -192,6 +197,8 @@ class Child:
             self.inflight.unlink(missing_ok=True)
         if isinstance(answer, Outcome):
             return answer
+        if "no_memory" in answer:
+            raise NoMemoryError(answer["no_memory"])
         if "fault" in answer:
             raise HarnessError(answer["fault"])
         if answer.get("fatal"):
@@ -266,3 +273,7 @@ class Isolated:
 
 class HarnessError(RuntimeError):
     """The harness itself failed in the child; holds the traceback."""
+
+
+class NoMemoryError(HarnessError):
+    """A case could not be run for want of memory, which other processes may have taken: that says nothing of it."""

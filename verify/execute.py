@@ -113,9 +113,18 @@ class Runner:
 
         Raises
         ------
+        MemoryError
+            If the device's memory does not suffice, twice: other processes may have taken it.
         Exception
             Whatever goes wrong outside the subject's call on a device that still works: a fault of the harness.
         """
+        try:
+            return self._run(case, extras, refusal=refusal)
+        except MemoryError:
+            torch.cuda.empty_cache()
+        return self._run(case, extras, refusal=refusal)
+
+    def _run(self, case: Case, extras: tuple[str, ...], *, refusal: bool) -> Outcome:
         tokens = _tokens(case)
         self._extra = ""
         path = self.subject.path(case) if self.subject.path is not None and not refusal else ""
@@ -125,6 +134,8 @@ class Runner:
             else:
                 found = self._judged(case, extras)
         except Exception as error:
+            if is_no_memory(error):
+                raise MemoryError(describe_error(error)) from error
             if not self._is_subjects(error):
                 raise
             return self._raised(error, tokens, path, refusal)
@@ -287,6 +298,11 @@ def describe_error(error: BaseException) -> str:
         parts.append(f"{type(cause).__name__}: {cause}".strip()[:1500])
         cause = cause.__cause__
     return "\ncaused by ".join(parts)
+
+
+def is_no_memory(error: Exception) -> bool:
+    """Say whether an error says that memory ran out: torch's own, or a library's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower()
 
 
 def is_context_lost(device: torch.device) -> bool:

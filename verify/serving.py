@@ -58,6 +58,8 @@ def serve(
         else:
             try:
                 said = answer(subject, request)
+            except MemoryError as error:
+                said = {"no_memory": str(error)}
             except Exception:  # what the subject raises is in the answer: this is the harness's own
                 said = {"fault": traceback.format_exc()}
         answers.write(json.dumps(said) + "\n")

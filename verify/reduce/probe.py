@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain import Domain
 from moeproof.strategies.domain_check import why_outside
-from moeproof.verify.child import CaseRunner
+from moeproof.verify.child import CaseRunner, NoMemoryError
 from moeproof.verify.execute import pick_device
 from moeproof.verify.extras import of_check
 from moeproof.verify.metamorphic.shown import variants
@@ -73,7 +73,10 @@ class Probe:
         if time.monotonic() > self.deadline:
             raise OutOfTime
         self.runs += 1
-        outcome = self.executor.run(case, self.extras, refusal=bool(self.wrong))
+        try:
+            outcome = self.executor.run(case, self.extras, refusal=bool(self.wrong))
+        except NoMemoryError:
+            return None
         return next((v for v in outcome.violations if v.check == self.check), None)
 
     def rate(self, case: Case, runs: int) -> tuple[int, Violation | None]:
