@@ -40,7 +40,8 @@ __device__ __forceinline__ int padded(const AlignParams& p, int position) {
 }
 
 // Experts of the N flat indices first, first + step, … less than first + left; -1 for the others and where there is
-// none. All loads are in flight together.
+// none. All loads are in flight together, and from the L2: where nothing has waited for the kernel before yet, the L1 may
+// still hold what was there before it.
 template <int N>
 __device__ __forceinline__ void load_experts(const AlignParams& p, int first, int step, int left, int (&expert)[N]) {
   long long at[N];
@@ -52,12 +53,12 @@ __device__ __forceinline__ void load_experts(const AlignParams& p, int first, in
   if (p.wide) {
     long long id[N];
 #pragma unroll
-    for (int j = 0; j < N; ++j) id[j] = j * step < left ? static_cast<const long long*>(p.ids)[at[j]] : -1;
+    for (int j = 0; j < N; ++j) id[j] = j * step < left ? __ldcg(static_cast<const long long*>(p.ids) + at[j]) : -1;
 #pragma unroll
     for (int j = 0; j < N; ++j) expert[j] = id[j] >= 0 && id[j] < p.experts ? (int)id[j] : -1;
   } else {
 #pragma unroll
-    for (int j = 0; j < N; ++j) expert[j] = j * step < left ? static_cast<const int*>(p.ids)[at[j]] : -1;
+    for (int j = 0; j < N; ++j) expert[j] = j * step < left ? __ldcg(static_cast<const int*>(p.ids) + at[j]) : -1;
 #pragma unroll
     for (int j = 0; j < N; ++j)
       if ((unsigned)expert[j] >= (unsigned)p.experts) expert[j] = -1;
@@ -65,7 +66,7 @@ __device__ __forceinline__ void load_experts(const AlignParams& p, int first, in
   if (p.expert_map) {
 #pragma unroll
     for (int j = 0; j < N; ++j)
-      if (expert[j] >= 0) expert[j] = p.expert_map[expert[j] * p.map_stride];
+      if (expert[j] >= 0) expert[j] = __ldcg(p.expert_map + expert[j] * p.map_stride);
 #pragma unroll
     for (int j = 0; j < N; ++j)
       if ((unsigned)expert[j] >= (unsigned)p.experts) expert[j] = -1;

@@ -8,6 +8,7 @@ import torch
 from moeproof.kernels.align_block_size import capacity, moe_align_block_size
 from moeproof.kernels.align_plan import plan
 from moeproof.kernels.append_shared_experts import append_shared_experts
+from moeproof.kernels.fused_gate import fused_gate
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -104,6 +105,37 @@ def test_repeats_bit_for_bit(tokens: int) -> None:
     for _ in range(20):
         for again, once in zip(moe_align_block_size(ids, 256, 64), first, strict=True):
             assert torch.equal(again, once)
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize(("tokens", "experts"), [(64, 256), (1024, 256), (8192, 64), (8192, 4096)])
+def test_ids_written_right_before_are_those_that_are_read(tokens: int, experts: int, routed: bool) -> None:
+    """The same buffer again and again, by a copy or by the gate, in a graph: launches follow each other at once."""
+    rounds = 24
+    logits = [torch.randn(tokens, experts, device=DEVICE) for _ in range(rounds)]
+    given = [random_ids(tokens, 8, -1, experts, seed).int() for seed in range(rounds)]
+    ids, weights = given[0].clone(), torch.empty(tokens, 8, device=DEVICE)
+
+    def write(number: int) -> None:
+        if routed:
+            fused_gate(logits[number], topk=8, out=(weights, ids))
+        else:
+            ids.copy_(given[number])
+
+    wanted = []
+    for number in range(rounds):
+        write(number)
+        wanted.append([t.clone() for t in moe_align_block_size(ids.clone(), experts, 64)])
+    graph = torch.cuda.CUDAGraph()
+    got = []
+    with torch.cuda.graph(graph):
+        for number in range(rounds):
+            write(number)
+            got.append(moe_align_block_size(ids, experts, 64))
+    for _ in range(5):
+        graph.replay()
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert all(map(torch.equal, ours, theirs))
 
 
 def test_no_ids() -> None:
