@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import dataclasses
 import importlib
 import types
 from collections.abc import Callable
@@ -350,6 +351,23 @@ SIMPLE = {
 @each
 def test_the_simple_case_is_inside_the_domain(subject: Subject) -> None:
     assert why_outside(SIMPLE[subject.op](subject)[0], subject.domain) is None
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1e30"])
+@pytest.mark.parametrize(
+    ("variant", "refused"),
+    [("kimi_k2", {"inf", "-inf"}), ("moe_fused_gate", {"nan", "inf", "-inf"}), ("topk_sigmoid", set())],
+)
+def test_sglang_kernel_is_not_judged_where_it_has_its_own_rules_for_a_bias(
+    variant: str, refused: set[str], value: str
+) -> None:
+    (subject,) = (s for s in SUBJECTS if s.name == f"sglang-kernel:fused_gate@{variant}")
+    case, _ = simple_gate(subject)
+    experts = case.tensors["logits"].shape[1]
+    bias = TensorSpec("float32", (experts,), rows=(float(value), *[0.0] * (experts - 1)))
+    why = why_outside(dataclasses.replace(case, tensors={**case.tensors, "bias": bias}), subject.domain)
+    assert (why is not None) is (value in refused)
+    assert why is None or why.startswith("bias holds ")
 
 
 @pytest.mark.gpu

@@ -1,6 +1,8 @@
 """sglang-kernel: SGLang's ahead-of-time operators, ``torch.ops.sgl_kernel``.
 
-Sources named below are in sgl-kernel/csrc/moe of the repository sgl-project/sglang, or in the wheels.
+Sources named below are in sgl-kernel/csrc/moe of the repository sgl-project/sglang, or in the wheels. Where an
+operator says nothing, what counts is another path of it, or the implementation in PyTorch that its tests hold it to
+(python/sglang/srt/layers/moe/topk.py).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from moeproof.strategies.case import Case
+from moeproof.strategies.contents import holds_inf, holds_nan
 from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify.subject import Subject
 
@@ -128,7 +131,18 @@ def _kimi_k2_path(case: Case) -> str:
     return "a block a token" if gate_shape(case)[0] <= 512 else "a warp a token"
 
 
+def _kimi_k2_extra(case: Case) -> str | None:
+    # kimi_k2_moe_fused_gate.cu has another rule: a score of -inf is no candidate, and a place without one gets
+    # id 0 and weight 0 (pull request 15306; an else branch writes both).
+    if holds_inf(case.tensors["bias"]):
+        return "bias holds an infinity; allowed: finite numbers"
+    return None
+
+
 def _kimi_k2() -> Subject:
+    # Ties and a row's independence of T: the kernel for more than 512 tokens takes the lower of equal scores
+    # ("other_expert < max_expert"). The scale: sgl_kernel/moe.py says "If true, apply scaling factor to output",
+    # with no word of renormalize.
     domain = GateDomain(
         experts=(384,),  # checked
         # kimi_k2_moe_fused_gate.cu, at an array of 8: "Up to topk=6, I use 8 for alignment".
@@ -143,6 +157,7 @@ def _kimi_k2() -> Subject:
         expert_map=False,
         layouts=CONTIGUOUS,
         thresholds={"tokens": (512,)},
+        extra=_kimi_k2_extra,
     )
     return _gate("kimi_k2", _KIMI_K2, domain, _kimi_k2_path)
 
@@ -157,9 +172,13 @@ def _moe_fused_gate_path(case: Case) -> str:
 def _moe_fused_gate_extra(case: Case) -> str | None:
     # moe_fused_gate.cu, "Case 3": 8 <= num_experts / num_expert_group <= 32.
     _, experts, _, groups, _ = gate_shape(case)
-    if experts // groups >= 8:
-        return None
-    return f"num_expert_group is {groups}; allowed for {experts} experts: at least 8 in a group"
+    if experts // groups < 8:
+        return f"num_expert_group is {groups}; allowed for {experts} experts: at least 8 in a group"
+    # Its tests hold it to biased_grouped_topk_impl, which has other rules for a bias that is not finite: a dropped
+    # expert, or one with a bias of NaN, has its sigmoid as weight, and torch.topk keeps a group of NaN first.
+    if holds_nan(case.tensors["bias"]) or holds_inf(case.tensors["bias"]):
+        return "bias holds NaN or an infinity; allowed: finite numbers"
+    return None
 
 
 def _moe_fused_gate() -> Subject:
@@ -182,6 +201,8 @@ def _moe_fused_gate() -> Subject:
     return _gate("moe_fused_gate", _MOE_FUSED_GATE, domain, _moe_fused_gate_path)
 
 
+# Of both topk operators: the kernels for powers of two say of ties "We want lower indices to "win"". No check asks
+# for an alignment of the logits, and the kernels for other numbers of experts read them one by one.
 def _topk_path(case: Case, *, largest: int) -> str:
     experts = gate_shape(case)[1]
     return "one kernel" if experts & (experts - 1) == 0 and experts <= largest else "workspace"
@@ -252,7 +273,8 @@ def subjects() -> list[Subject]:
     """Return the subjects of sglang-kernel.
 
     ``moe_align_block_size`` follows SGLang's own caller; ``moe_align_block_size@exact`` passes a
-    `sorted_token_ids` of any length, which the operator takes unchecked.
+    `sorted_token_ids` of any length. The operator takes it unchecked, its kernel for small batches fills it to the
+    element, and its own test (sgl-kernel/tests/test_moe_align.py) passes n + (E + 1)(B - 1) places, not rounded.
     """
     return [
         _kimi_k2(),
