@@ -1,6 +1,7 @@
 """vllm: the operators of its stable-ABI extension, ``torch.ops._moe_C``.
 
-Sources named below are in csrc/libtorch_stable/moe of the repository vllm-project/vllm.
+Sources named below are in csrc/moe of the repository vllm-project/vllm (csrc/libtorch_stable/moe in other versions),
+Python in vllm/model_executor/layers/fused_moe, tests in tests/kernels/moe.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from moeproof.strategies.case import Case
+from moeproof.strategies.contents import holds_inf, holds_nan
 from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify.subject import Subject
 
@@ -129,22 +131,47 @@ def _gate(variant: str, snippet: str, domain: GateDomain, path: Callable[[Case],
     return subject(f"vllm:fused_gate@{variant}", ("vllm",), snippet, domain, path)
 
 
+_TIERS = ((128, 8), (256, 8), (384, 8), (512, 8), (512, 22), (768, 16), (896, 16), (1024, 16))
+"""Largest E and k of each kernel for one group: grouped_topk_kernels.cu, SigmoidBiasTiers."""
+
+
 def _grouped_path(case: Case) -> str:
-    # grouped_topk_kernels.cu, invokeNoAuxTc.
-    _, experts, topk, groups, kept = gate_shape(case)
-    if groups == 1 and experts <= 512 and (topk <= 8 or topk == 22):
-        return "one group, " + ("E<=128" if experts <= 128 else "E<=384" if experts <= 384 else "E<=512")
+    # grouped_topk_kernels.cu: single_group_topk::launch, invokeNoAuxTc.
+    tokens, experts, topk, groups, kept = gate_shape(case)
+    if groups == 1:
+        tier = next((t for t in _TIERS if experts <= t[0] and topk <= t[1]), None)
+        if tier is None:
+            return "general"
+        block = tier[0] >= 896 or (experts >= 256 and tokens <= 1024)
+        return f"one group, E<={tier[0]}, k<={tier[1]}, a {'block' if block else 'warp'} a token"
     each = experts // groups
     small = experts <= 256 and each <= 32 and each * kept <= 128 and topk <= 8 and kept <= 4
-    return "groups" if groups > 1 and small else "general"
+    return "groups" if small else "general"
 
 
 def _grouped_extra(case: Case) -> str | None:
+    _, experts, _, groups, _ = gate_shape(case)
+    # router/grouped_topk_router.py, valid_grouping: "Check if num_experts is greater than num_expert_group";
+    # other shapes go to another op. A group's score is the sum of its two best, which one expert lacks.
+    if groups > 1 and experts == groups:
+        return f"num_expert_group is {groups}; allowed for {experts} experts: at least 2 in a group"
+    path = _grouped_path(case)
+    if path == "groups":
+        return None
+    # These kernels document another rule. For one group an expert whose logit or bias is not finite is no candidate,
+    # whatever its sign: preprocess_score, write_outputs and test_grouped_topk_single_group_nonfinite_scores give it
+    # weight 0, and a row without candidates ids 0, 1, ... with weights 1/k or 0. The general kernel leaves out such
+    # logits, and gives weights 1/k where -inf rules groups out ("proceed only if the k-th selected group score is
+    # not -inf").
+    for name in ("logits", "bias"):
+        spec = case.tensors[name]
+        if holds_nan(spec) or holds_inf(spec):
+            return f"{name} holds NaN or an infinity; allowed for a shape that takes this kernel: finite numbers"
     # The general kernel scores and sums in the dtype of the logits; the contract can judge float32 only.
     dtype = case.tensors["logits"].dtype
-    if dtype == "float32" or _grouped_path(case) != "general":
-        return None
-    return f"logits are {dtype}; allowed for a shape that takes the general kernel: float32"
+    if path == "general" and dtype != "float32":
+        return f"logits are {dtype}; allowed for a shape that takes the general kernel: float32"
+    return None
 
 
 def _grouped_topk() -> Subject:
@@ -156,13 +183,16 @@ def _grouped_topk() -> Subject:
         padding=False,
         expert_map=False,
         layouts=CONTIGUOUS,
-        thresholds={"experts": (128, 256, 384, 512), "topk": (8, 22)},
+        thresholds={"tokens": (1024,), "experts": (128, 256, 384, 512, 768, 896, 1024), "topk": (8, 16, 22)},
         extra=_grouped_extra,
     )
     return _gate("grouped_topk", _GROUPED_TOPK, domain, _grouped_path)
 
 
-_ONE_KERNEL = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 576)
+_SOFTPLUS_SQRT = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 576)
+"""Numbers of experts for which topk_softplus_sqrt_kernels.cu has a kernel."""
+
+_ONE_KERNEL = (*_SOFTPLUS_SQRT, 352)
 """Numbers of experts for which topk_softmax_kernels.cu has a kernel without workspace."""
 
 
@@ -209,7 +239,7 @@ def _topk_softmax(*, bias: bool) -> Subject:
 
 def _topk_softplus_sqrt() -> Subject:
     domain = GateDomain(
-        experts=_ONE_KERNEL,  # checked: "Unsupported expert number"
+        experts=_SOFTPLUS_SQRT,  # checked: "Unsupported expert number"
         bias_dtypes=("float32",),  # read as such
         scorings=("sqrtsoftplus",),
         groups="none",
