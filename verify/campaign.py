@@ -38,8 +38,8 @@ ROUNDS = 4
 """How often each subject gets its turn within the time."""
 OUTSIDE_EVERY = 8
 """One chunk in so many probes the edge of the domain, of subjects that promise to refuse."""
-ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 20}
-"""Default of the largest number of elements in a generated tensor."""
+ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 21}
+"""Default of the largest number of elements in a generated tensor; a GPU's goes past every threshold of own plans."""
 MAX_REDUCTIONS = 8
 """Reductions of one class of failure of one subject, in one run: at failures 1, 2, 4, 8, ..."""
 PROGRESS_SECONDS = 0.5

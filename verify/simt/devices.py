@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Protocol
 
-from moeproof.kernels import align_plan
+from moeproof.kernels import align_plan, tuning
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,21 @@ class Device:
     align : mapping of str to int
         Numbers of `align_plan` that differ: a kernel has to work with any, so that what a plan chooses for millions
         of ids can be had with a thousand.
+    gate : GateTuning, optional
+        Numbers that the gate's plans take in place of the table's.
     """
 
     sm_count: int
     align: Mapping[str, int] = field(default_factory=dict)
+    gate: tuning.GateTuning | None = None
 
 
 PLAIN = Device(2)
+_FEW = tuning.GateTuning(few_rows_per_sm=tuple((n, 4) for n in (4, 8, 12, 16, 32)))
+GATE_TOKENS = tuple(PLAIN.sm_count * n for n in (_FEW.few_split_rows_per_sm, _FEW.single_rows_per_sm, 4))
+"""Numbers of rows at which the gate's plan changes on its device: 2, 4, and 8, past which a warp has two."""
 DEVICES: dict[str, tuple[Device, ...]] = {
-    "fused_gate": (PLAIN,),
+    "fused_gate": (Device(PLAIN.sm_count, gate=_FEW),),
     "moe_align_block_size": (
         PLAIN,
         # A thread of align_few counts several ids; the tiles share a column out to several warps.
@@ -63,11 +70,14 @@ def standing_in(executor: Planned, op: str, arguments: Mapping[str, Any]) -> Ite
     """Have host code plan for the device of a call, in the whole process."""
     device = device_of(op, arguments)
     executor.sm_count = device.sm_count
-    usual = {name: getattr(align_plan, name) for name in device.align}
+    numbers: list[tuple[ModuleType, str, Any]] = [(align_plan, name, value) for name, value in device.align.items()]
+    if device.gate is not None:
+        numbers.append((tuning, "GATE", (("", device.gate),)))
+    usual = [(module, name, getattr(module, name)) for module, name, _ in numbers]
     try:
-        for name, value in device.align.items():
-            setattr(align_plan, name, value)
+        for module, name, value in numbers:
+            setattr(module, name, value)
         yield
     finally:
-        for name, value in usual.items():
-            setattr(align_plan, name, value)
+        for module, name, value in usual:
+            setattr(module, name, value)

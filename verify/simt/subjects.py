@@ -15,7 +15,7 @@ from moeproof.strategies.domain import AlignDomain, Domain, GateDomain
 from moeproof.strategies.domain_check import allowed_text
 from moeproof.verify.subject import OUTPUTS, Call, Subject, SubjectError
 
-from .devices import PLAIN, standing_in
+from .devices import GATE_TOKENS, standing_in
 from .executor import Executor, Session, tensors_of
 from .module import runtime
 from .schedule import derived
@@ -24,7 +24,7 @@ SOURCES = Path(importlib.import_module("moeproof.kernels.launcher").__file__ or 
 MODULES = {"fused_gate": "fused_gate", "moe_align_block_size": "align_block_size"}
 """Modules of the host code, by op. `append_shared_experts` is no CUDA C++."""
 DOMAINS: dict[str, Domain] = {
-    "fused_gate": GateDomain(shared=range(32), tokens=range(65), thresholds={"tokens": (2 * PLAIN.sm_count,)}),
+    "fused_gate": GateDomain(shared=range(32), tokens=range(65), thresholds={"tokens": GATE_TOKENS}),
     "moe_align_block_size": AlignDomain(
         topk=range(65),
         block_sizes=range(1, 257),
