@@ -38,6 +38,8 @@ class GateDomain:
         ``"any"``, ``"none"`` (G = 1 only) or the allowed pairs.
     max_experts_per_group, max_groups : int
         Bounds that go with ``groups="any"``.
+    max_routed : callable, optional
+        Returns the most routed places for G and g, where those are fewer than the experts kept.
     shared : range
         Allowed S.
     renormalize, scale_on_output : tuple of bool
@@ -68,6 +70,7 @@ class GateDomain:
     groups: str | tuple[tuple[int, int], ...] = "any"
     max_experts_per_group: int = 4096
     max_groups: int = 4096
+    max_routed: Callable[[int, int], int] | None = None
     shared: range = range(9)
     renormalize: tuple[bool, ...] = (True, False)
     scale_on_output: tuple[bool, ...] = (False, True)

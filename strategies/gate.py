@@ -111,6 +111,8 @@ class Space:
         groups, low, high = pick(draw, [*groupings[:1] * (len(groupings) - 1), *groupings])
         topk_group = integer(draw, low, high)
         most = topk_group * (experts // groups)
+        if self.domain.max_routed is not None:
+            most = min(most, self.domain.max_routed(groups, topk_group))
         choices = [s for s in self.domain.shared if self.topk.within(s + 1, s + most)]
         shared = pick(draw, [*choices[:1] * len(choices), *choices])
         topk = self.topk.draw(draw, shared + 1, shared + most)

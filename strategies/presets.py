@@ -259,8 +259,10 @@ def model_shapes(model: Preset, domain: GateDomain) -> list[Shape]:
         grouping = model.groups == 1 or domain.groups == "any"
         if domain.groups == "any":
             grouping = size <= domain.max_experts_per_group and model.groups <= domain.max_groups
+    most = domain.max_routed
     good = (
         grouping
+        and (most is None or model.topk <= most(model.groups, model.topk_group))
         and model.experts in domain.experts
         and model.scoring in domain.scorings
         and model.renormalize in domain.renormalize

@@ -114,6 +114,10 @@ def test_only_what_a_subject_promises_is_compared_bit_for_bit() -> None:
     assert flagged(replace(strided, layout_invariant=False), gate()) == set()
     assert flagged(replace(narrow, dtype_invariant=False), gate(dtype="bfloat16")) == set()
     assert flagged(replace(last, batch_invariant=False), gate()) == set()
+    # Other batches are contiguous: what differs there may be the layout's.
+    assert flagged(replace(strided, layout_invariant=False), gate(strides=(32, 1))) == set()
+    assert flagged(replace(last, layout_invariant=False), gate(strides=(32, 1))) == set()
+    assert flagged(replace(last, layout_invariant=True), gate(strides=(32, 1))) == {"alone", "halves", "appended"}
     # Without the bits the contract still holds.
     assert flagged(replace(ZOO["gate-misread-strided"], layout_invariant=False), gate()) == {"layout"}
 

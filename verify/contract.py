@@ -69,7 +69,7 @@ def judge(
             got = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             return [Violation("ids_invalid", f"output {name} is {got}, expected {shape} {dtype}")]
     if case.op == "fused_gate":
-        rules = GateRules(subject.tie_order, subject.weights_scaled)
+        rules = GateRules(subject.tie_order, subject.weights_scaled, subject.unranked_weights)
         if not args["logits"].shape[0]:
             return []
         return _violations(judge_gate(args, outputs, rules))

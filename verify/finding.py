@@ -305,7 +305,9 @@ def bounds(case: Case, subject: Subject) -> dict[str, Any] | None:
         rows = score_rows(args["logits"], args.get("bias"), params)
         kept = gold_groups(rows, params) if params.num_expert_group > 1 else None
         ids = gold_ids(rows, kept, params)
-        low, high = weight_bounds(rows, kept, ids, params, GateRules(subject.tie_order, subject.weights_scaled))
+        low, high = weight_bounds(
+            rows, kept, ids, params, GateRules(subject.tie_order, subject.weights_scaled, subject.unranked_weights)
+        )
     except (RuntimeError, ValueError, ZeroDivisionError):
         return None
     limit = args.get("num_token_non_padded")

@@ -76,6 +76,9 @@ class Subject:
         ``"lower_id"``, or ``"any"`` where the library documents that equal scores come in no specified order.
     weights_scaled : str
         ``"flag"``: the scale is applied as the contract says; ``"renormalized"``: only together with `renormalize`.
+    unranked_weights : str
+        ``"score"``: as the contract says; ``"any"``: the library says nothing of the weight of an expert that nothing
+        ranks, whose c is NaN or −inf, and with `renormalize` of its row's weights.
     refuses : bool
         It promises to raise on input outside its domain.
     path : callable, optional
@@ -103,6 +106,7 @@ class Subject:
     dtype_invariant: bool = False
     tie_order: str = "lower_id"
     weights_scaled: str = "flag"
+    unranked_weights: str = "score"
     refuses: bool = False
     path: Callable[[Any], str] | None = None
     repro: str = ""
@@ -118,6 +122,7 @@ class Subject:
             "minus_one": ("drop", "sentinel_blocks"),
             "tie_order": ("lower_id", "any"),
             "weights_scaled": ("flag", "renormalized"),
+            "unranked_weights": ("score", "any"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:

@@ -5,6 +5,8 @@ Sources named below are in the wheel: flashinfer/fused_moe/fused_routing_dsv3.py
 
 from __future__ import annotations
 
+from operator import mul
+
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain import GateDomain
 from moeproof.verify.subject import Subject
@@ -93,11 +95,17 @@ def _no_aux_tc(variant: str, route: str) -> Subject:
         bias="required",
         scorings=("sigmoid",),
         max_groups=32,
+        # Its docstring, and its check: "topk_group * n_group (...) must be >= topk". So one group takes k=1 only,
+        # though the kernel below knows no such limit.
+        max_routed=mul,
         shared=range(1),
         renormalize=(True,),  # it has no such flag: weights are always normalised
         padding=False,
         expert_map=False,
         layouts=CONTIGUOUS,
+        # It documents no place for NaN, and of weights a formula that passes it on:
+        # "sigmoid_scores / sum(sigmoid_scores) * routed_scaling_factor".
+        nan=False,
         thresholds={"experts": (128, 256, 384)},
         extra=_extra,
     )

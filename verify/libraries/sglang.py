@@ -5,7 +5,10 @@ Sources named below are in the wheel's folder sglang/kernels.
 
 from __future__ import annotations
 
+import math
+
 from moeproof.strategies.case import Case
+from moeproof.strategies.contents import marked_values
 from moeproof.strategies.domain import AlignDomain, AppendDomain, GateDomain
 from moeproof.verify.subject import Subject
 
@@ -230,6 +233,9 @@ def _kimi_k2() -> Subject:
         _kimi_k2_path,
         # Its header comment: "routed_scaling_factor folded into renorm (no-op when not renormalizing)".
         weights_scaled="renormalized",
+        # The same comment: "weights = sigmoid (no bias)", which passes a NaN on. A place for which no expert is above
+        # -FLT_MAX gets weight 0, in both kernels.
+        unranked_weights="any",
     )
 
 
@@ -245,6 +251,13 @@ def _gate_path(case: Case) -> str:
     return f"{max(1, min(4, 256 // block))} rows, {1 if block <= 512 else 4} warps"
 
 
+def _gate_extra(case: Case) -> str | None:
+    # Nothing claims a bias of +inf; beside -inf in a group it makes "top1 + top2", the group's score, NaN.
+    if gate_shape(case)[3] > 1 and math.inf in marked_values(case.tensors["bias"]):
+        return "bias holds inf with groups; allowed: up to the largest finite number"
+    return None
+
+
 def _gate() -> Subject:
     domain = GateDomain(
         experts=_EXPERTS,
@@ -254,6 +267,10 @@ def _gate() -> Subject:
         shared=range(3),
         expert_map=False,
         max_groups=32,  # a loop over groups is unrolled
+        # Another rule for NaN: it ranks as -1e30, above -inf, and reaches its weight. route_radix.cuh, which stands
+        # in for this kernel ("ids bit-identical"), says of its scores: "weight source -- never NaN-sanitized".
+        nan=False,
+        extra=_gate_extra,
     )
     return subject("sglang:fused_gate@triton", ("sglang",), _GATE, domain, _gate_path)
 
@@ -269,6 +286,7 @@ def _gate_softmax() -> Subject:
         groups="none",
         shared=range(3),
         expert_map=False,
+        nan=False,  # as above
     )
     return subject("sglang:fused_gate@triton_softmax", ("sglang",), _GATE, domain, _gate_path)
 

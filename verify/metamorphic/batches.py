@@ -14,6 +14,7 @@ import torch
 
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain import AlignDomain, Domain, GateDomain
+from moeproof.strategies.layouts import layouts_of
 from moeproof.verify.trial import Trial
 from moeproof.verify.violation import MAX_ROWS, Violation
 
@@ -100,13 +101,17 @@ def indices(name: str, case: Case, domain: Domain, device: str) -> list[torch.Te
 def batch_variance(name: str) -> Callable[[Trial], list[Violation]]:
     """Return the check that rows give the same result in other batches.
 
-    It compares bit for bit: of subjects that promise it, or whose op leaves no room. For `moe_align_block_size` each
-    index must go to the expert that it has in the whole batch.
+    It compares bit for bit: of subjects that promise it, or whose op leaves no room. Other batches are contiguous: a
+    case that isn't is compared with them only if the subject promises the same bits in every layout. For
+    `moe_align_block_size` each index must go to the expert that it has in the whole batch.
     """
 
     def check(trial: Trial) -> list[Violation]:
-        if trial.case.op == "fused_gate" and not (trial.subject.batch_invariant and trial.subject.bitwise):
-            return []
+        subject = trial.subject
+        if trial.case.op == "fused_gate":
+            alike = subject.layout_invariant or not layouts_of(trial.case.main)
+            if not (subject.batch_invariant and subject.bitwise and alike):
+                return []
         compare = _compare_owners if trial.case.op == "moe_align_block_size" else _compare_rows
         for index in indices(name, trial.case, trial.subject.domain, trial.device.type):
             other = resized(trial.case, len(index))

@@ -187,7 +187,7 @@ def _judge_chunk(
         high.masked_fill_(padded, 0.0)
     wide = weights.double()
     fits = (wide >= low).logical_and_(wide <= high)
-    if params.may_be_open:
+    if params.may_be_open or rules.unranked_weights == "any":
         fits.logical_or_(low == -torch.inf)
     gold = is_gold(kept_key(rows, kept), picks)
     judged = _Judged(

@@ -27,10 +27,13 @@ class GateRules:
         ``lower_id``, or ``any`` where equal scores may come in any order.
     weights_scaled : str
         ``flag``, or ``renormalized``: the scale is applied only together with `renormalize`.
+    unranked_weights : str
+        ``score``, or ``any``: the weight of an expert whose c is NaN or −inf is open.
     """
 
     tie_order: str = "lower_id"
     weights_scaled: str = "flag"
+    unranked_weights: str = "score"
 
 
 @dataclass(frozen=True)

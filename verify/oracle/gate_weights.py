@@ -50,6 +50,12 @@ def weight_bounds(
         # Where it is open which groups are kept, it is open which places dropped experts fill with weight 0.
         low.masked_fill_(vague[:, None], 0.0)
     low, high = _scaled(low, high, params, rules)
+    if rules.unranked_weights == "any":
+        unranked = ~(rows.c.gather(1, chosen) > -torch.inf)
+        if params.renormalize:
+            unranked = unranked.any(1, keepdim=True)
+        low.masked_fill_(unranked, -torch.inf)
+        high.masked_fill_(unranked, torch.inf)
     if params.num_fused_shared_experts:
         value = 1.0 if params.apply_routed_scaling_factor_on_output else 1.0 / params.routed_scaling_factor
         shape = (len(low), params.num_fused_shared_experts)
