@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +220,18 @@ def test_a_fault_of_the_harness_keeps_its_case_and_is_an_error(tmp_path: Path, m
     assert summary.exit_code() == 2
 
 
+def test_reductions_that_end_with_their_time_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module.reduce_to_finding
+    monkeypatch.setattr(module, "reduce_to_finding", lambda *a, **k: replace(real(*a, **k), complete=False))
+    summary, events = fuzz(tmp_path, "gate-tie-higher-id", cases=300, reduce_seconds=0.1)
+    assert summary.failures["zoo:gate-tie-higher-id"]["tie_order"] >= 1 << module.MAX_CUT_SHORT
+    started = [e for e in events if e.kind == "reducing" and e.data["check"] == "tie_order"]
+    assert len(started) == module.MAX_CUT_SHORT
+    monkeypatch.setattr(module, "MAX_CUT_SHORT", 99)
+    _, events = fuzz(tmp_path / "more", "gate-tie-higher-id", cases=300, reduce_seconds=0.1)
+    assert len([e for e in events if e.kind == "reducing" and e.data["check"] == "tie_order"]) > len(started)
+
+
 def test_a_case_without_memory_is_passed_over_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, count = Inline.run, 0
 
@@ -251,7 +264,6 @@ def test_a_preset_outside_a_domain_leaves_that_subject_out(tmp_path: Path) -> No
 
 def test_bad_arguments_that_are_accepted_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OUTSIDE_EVERY", 1)
-    from dataclasses import replace
 
     from moeproof.verify.subject import find
 

@@ -42,6 +42,8 @@ ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 21}
 """Default of the largest number of elements in a generated tensor; a GPU's goes past every threshold of own plans."""
 MAX_REDUCTIONS = 8
 """Reductions of one class of failure of one subject, in one run: at failures 1, 2, 4, 8, ..."""
+MAX_CUT_SHORT = 3
+"""Those of them that end with their time: where each try costs a process, so will the others."""
 PROGRESS_SECONDS = 0.5
 MAX_SHORTAGES = 20
 """Cases in a row that memory does not suffice for, after which a subject is left out."""
@@ -59,6 +61,7 @@ class State:
     spent: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
     reductions: Counter[str] = field(default_factory=Counter)
+    cut_short: Counter[str] = field(default_factory=Counter)
     out: str = ""
     held: dict[str, tuple[Finding, Path]] = field(default_factory=dict)
     """By class of failure, what was cut short and has no name yet, and its case's file."""
@@ -329,7 +332,8 @@ class Campaign:
         self._emit("failure", subject=state.subject.name, check=violation.check, message=violation.message)
         key = f"{violation.check}{'-outside' if refusal else ''}"
         power_of_two = count & (count - 1) == 0
-        if not power_of_two or state.reductions[key] >= MAX_REDUCTIONS:
+        spent = state.reductions[key] >= MAX_REDUCTIONS or state.cut_short[key] >= MAX_CUT_SHORT
+        if spent or not power_of_two:
             return
         state.reductions[key] += 1
         self._emit("reducing", subject=state.subject.name, check=violation.check)
@@ -339,6 +343,7 @@ class Campaign:
         limit = self.config.reduce_seconds
         finding = reduce_to_finding(state.executor, case, violation, refusal=refusal, seconds=limit)
         self.reducing += time.monotonic() - begin
+        state.cut_short[key] += not finding.complete
         if not finding.failed and violation.check in ("cuda_error", "hang"):
             text = f"{state.subject.name}: {violation.check} seen once, not again in {finding.runs} runs: {raw}"
             self._emit("note", text=text)
