@@ -29,7 +29,7 @@ Call = tuple[
     torch.Tensor | None,
 ]
 """The arguments of `fused_gate` but ``out``, in its order."""
-_params = Params(6, "5q11i2f4x")  # GateParams of gate_row.cuh
+_params = Params(6, "5q10i2fi4x")  # GateParams of gate_row.cuh
 _NAMES = ("weights", "indices")
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -338,9 +338,9 @@ def _prepare(call: Call, out: Routed | None) -> _Prepared:
         int(renormalize),
         SCORINGS[scoring],
         int(bias is not None or groups > 1),
-        int(chosen.early),
         factor if on_output else 1.0,
         1.0 if on_output else 1.0 / factor,
+        int(chosen.early),
     )
     kernel = load_kernel(chosen.file, chosen.name, index)
     prepared.launch = bind(kernel, _params, constants, chosen.grid, chosen.block, overlap=True)

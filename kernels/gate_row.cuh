@@ -31,8 +31,8 @@ struct GateParams {
   long long rows, row_stride, column_stride, bias_stride, map_stride;  // strides in elements
   int experts, routed, places, groups, kept_groups, logits_dtype, bias_dtype, renormalize, scoring;
   int scored;                    // rank by scores, not by logits
-  int early;                     // let the next launch start before the one before has ended
   float routed_scale, shared_weight;
+  int early;                     // let the next launch start before the one before has ended
 };
 
 // One row's logits, in whatever layout.
