@@ -32,9 +32,9 @@ class Device:
 
 
 PLAIN = Device(2)
-_FEW = tuning.GateTuning(few_rows_per_sm=tuple((n, 4) for n in (4, 8, 12, 16, 32)))
+_FEW = tuning.GateTuning(single_rows_per_sm=3, few_rows_per_sm=tuple((n, 4) for n in (4, 8, 12, 16, 32)))
 GATE_TOKENS = tuple(PLAIN.sm_count * n for n in (_FEW.few_split_rows_per_sm, _FEW.single_rows_per_sm, 4))
-"""Numbers of rows at which the gate's plan changes on its device: 2, 4, and 8, past which a warp has two."""
+"""Numbers of rows at which the gate's plan changes on its device: 2, 6 and 8, past which a warp has two."""
 DEVICES: dict[str, tuple[Device, ...]] = {
     "fused_gate": (Device(PLAIN.sm_count, gate=_FEW),),
     "moe_align_block_size": (
