@@ -39,14 +39,7 @@ _FAST_SCORINGS = ("sigmoid", "softmax")
 
 THRESHOLDS: dict[str, tuple[int, ...]] = {
     "experts": tuple(sorted({lanes * n for lanes, shares in EXPERTS_PER_LANE.items() for n in shares})),
-    "tokens": tuple(
-        132 * rows
-        for rows in (
-            DEFAULT_GATE.few_split_rows_per_sm,
-            DEFAULT_GATE.single_rows_per_sm,
-            *sorted(set(dict(DEFAULT_GATE.few_rows_per_sm).values())),
-        )
-    ),
+    "tokens": tuple(132 * rows for rows in DEFAULT_GATE.rows_per_sm),
     "topk": (PAIR_LANES, FAST_ROUTED),
 }
 """Sizes at which the launched variant changes (tokens: on a GPU of 132 multiprocessors)."""

@@ -26,6 +26,12 @@ class GateTuning:
     few_split_rows_per_sm: int = 1
     row_blocks_per_sm: int = 8
 
+    @property
+    def rows_per_sm(self) -> tuple[int, ...]:
+        """Numbers of rows a multiprocessor past which the plan changes, ascending."""
+        few = dict(self.few_rows_per_sm).values()
+        return tuple(sorted({self.few_split_rows_per_sm, self.single_rows_per_sm, *few}))
+
 
 GATE: tuple[tuple[str, GateTuning], ...] = (("H100", GateTuning()),)
 """By a part of the device's name; docs/benchmarks holds the sweeps behind each entry. Another table takes effect."""

@@ -141,8 +141,7 @@ def _gate_groups(params: dict[str, Any], experts: int, routed: int, d: GateDomai
         yield f"the number of experts a group is {size}; allowed: 1 to {d.max_experts_per_group}"
     if kept * size < routed:
         yield f"topk_group is {kept}, which keeps {kept * size} experts; allowed: at least {routed} experts"
-    if d.max_routed is not None and d.max_routed(groups, kept) < routed:
-        most = d.max_routed(groups, kept)
+    if d.max_routed is not None and (most := d.max_routed(groups, kept)) < routed:
         yield f"topk leaves {routed} routed places with {kept} of {groups} groups kept; allowed: up to {most}"
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
+from moeproof.verify.bench.analysis import compare_at
 from moeproof.verify.bench.interleave import MIN_ROUNDS, compare_samplers, interleave
+from moeproof.verify.bench.results import RIGHT, Timing
 from moeproof.verify.bench.statistics import estimate, median, paired_ratio, unpaired_ratio
 
 
@@ -116,3 +119,13 @@ def test_comparison_tells_a_difference_from_noise():
     ratio, noise = compare_samplers(noisy(1.0), noisy(1.0), rounds=40)
     assert ratio.low < noise.high
     assert noise.low < ratio.high
+
+
+def test_a_variant_of_an_own_kernel_is_no_rival_of_it():
+    times = {"own:op": 2.0, "own:op@delays": 3.0, "library:op": 5.0}
+    measured = {
+        n: SimpleNamespace(status=RIGHT, device=Timing((t,) * 9, 1, "graph"), eager=None) for n, t in times.items()
+    }
+    results = SimpleNamespace(families={n: n.partition(":")[0] for n in times})
+    row = compare_at(results, SimpleNamespace(subjects=measured, floor=None))
+    assert (row.ours.name, row.rival.name) == ("own:op", "library:op")

@@ -42,6 +42,11 @@ def arguments(case: Case, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]
     return {**tensors, **case.params}
 
 
+def gate_rules(subject: Subject) -> GateRules:
+    """Return what a subject of fused_gate documents instead of the contract's own rules."""
+    return GateRules(subject.tie_order, subject.weights_scaled, subject.unranked_weights)
+
+
 def judge(
     case: Case, subject: Subject, args: Mapping[str, Any], outputs: Mapping[str, torch.Tensor]
 ) -> list[Violation]:
@@ -69,7 +74,7 @@ def judge(
             got = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             return [Violation("ids_invalid", f"output {name} is {got}, expected {shape} {dtype}")]
     if case.op == "fused_gate":
-        rules = GateRules(subject.tie_order, subject.weights_scaled, subject.unranked_weights)
+        rules = gate_rules(subject)
         if not args["logits"].shape[0]:
             return []
         return _violations(judge_gate(args, outputs, rules))

@@ -18,12 +18,12 @@ from moeproof.strategies.case import Case, literal, plain
 from moeproof.strategies.domain_check import why_outside
 
 from .child import Executor
-from .contract import arguments
+from .contract import arguments, gate_rules
 from .extras import of_check
 from .files import write_text
 from .metamorphic.shown import Variant, variants
 from .oracle.align import AlignRules, expected_align
-from .oracle.gate import GateParams, GateRules, gold_groups, gold_ids, score_rows, weight_bounds
+from .oracle.gate import GateParams, gold_groups, gold_ids, score_rows, weight_bounds
 from .rank_bounds import rank_bounds
 from .reduce.cost import OPTIONAL, PLAIN
 from .reduce.engine import Reduced, reduce_case
@@ -305,9 +305,7 @@ def bounds(case: Case, subject: Subject) -> dict[str, Any] | None:
         rows = score_rows(args["logits"], args.get("bias"), params)
         kept = gold_groups(rows, params) if params.num_expert_group > 1 else None
         ids = gold_ids(rows, kept, params)
-        low, high = weight_bounds(
-            rows, kept, ids, params, GateRules(subject.tie_order, subject.weights_scaled, subject.unranked_weights)
-        )
+        low, high = weight_bounds(rows, kept, ids, params, gate_rules(subject))
     except (RuntimeError, ValueError, ZeroDivisionError):
         return None
     limit = args.get("num_token_non_padded")
