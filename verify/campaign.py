@@ -26,6 +26,7 @@ from .execute import pick_device
 from .explore import beyond, derived, explore, inside
 from .extras import complete, sampled
 from .finding import Finding, artefacts, reduce_to_finding, version_of
+from .interrupt import held
 from .perturb import missing
 from .reduce.cost import cost
 from .subject import Subject, Unavailable, find
@@ -396,6 +397,7 @@ class Campaign:
         _, raw = state.held.pop(key)
         raw.unlink(missing_ok=True)
 
+    @held()
     def _keep(self, finding: Finding) -> None:
         """Write a finding, unless it is kept already, and report it."""
         place = self.config.out / "findings" / finding.identity
@@ -410,6 +412,7 @@ class Campaign:
         self.findings.add(finding.identity)
         self._emit("finding", **finding.summary(), **artefacts(place), folder=str(place))
 
+    @held()
     def _say_known(self, identity: str) -> None:
         """Report a kept finding as seen, with what is kept of it."""
         if identity not in self.findings:
@@ -420,6 +423,7 @@ class Campaign:
 
     # -- events --------------------------------------------------------------------------------------------------
 
+    @held()
     def _emit(self, kind: str, **data: Any) -> None:
         self.sink(Event(kind, {"worker": self.index, **data}))
 

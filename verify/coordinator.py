@@ -21,11 +21,12 @@ from .campaign import Campaign
 from .config import Config
 from .coverage import Coverage
 from .events import Event, Sink, environment
+from .interrupt import held
 from .ledger import Ledger
 from .subject import SubjectError
 from .worker import die_with_parent
 
-LAST_WORDS = 10.0
+LAST_WORDS = 30.0
 """How long workers may take to end after Ctrl-C."""
 
 
@@ -166,12 +167,8 @@ def _work(config: Config, index: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, _interrupt_once)
 
     def send(event: Event) -> None:
-        # A message cut short by Ctrl-C would garble the ones after it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with held():  # a message cut short would garble the ones after it
             pipe.send(event)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     try:
         Campaign(config, send, index).run()
@@ -231,9 +228,10 @@ def _drain(pipes: list[Connection], sink: Sink, *, seconds: float | None = None)
     while pipes and (end is None or time.monotonic() < end):
         for pipe in connection.wait(pipes, timeout=0.5):
             assert isinstance(pipe, Connection)
-            try:
-                event = pipe.recv()
-            except (EOFError, OSError):
-                pipes.remove(pipe)
-                continue
-            sink(event)
+            with held():  # a message read in part would be lost, with those after it
+                try:
+                    event = pipe.recv()
+                except (EOFError, OSError):
+                    pipes.remove(pipe)
+                    continue
+                sink(event)

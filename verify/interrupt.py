@@ -1,0 +1,39 @@
+"""Ctrl-C that waits: what belongs together is done whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let a signal to interrupt take effect at the end of the block only.
+
+    A handler of Python's is put off, since a blocked signal is delivered to another thread of the process, and the
+    main thread is interrupted all the same. Signals without such a handler do what they did. May be nested.
+    """
+    if threading.current_thread() is not threading.main_thread():  # none is handled here
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    handlers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
+
+    def put_off(number: int, frame: FrameType | None) -> None:
+        came.append((number, frame))
+
+    try:
+        for number in handlers:
+            signal.signal(number, put_off)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            first, frame = came[0]
+            handlers[signal.Signals(first)](first, frame)
