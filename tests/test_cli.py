@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -156,6 +157,31 @@ def test_the_version_and_the_help() -> None:
     code, text = moeproof("--help")
     assert code == 0
     assert "Exit codes: 0 clean, 1 findings, 2 usage" in re.sub(r" [│|] ", " ", text)
+
+
+def test_workers_that_are_interrupted_before_they_have_begun_end_as_quietly(tmp_path: Path) -> None:
+    """A worker imports for seconds: Ctrl-C of a terminal, which reaches it too, must wait for its handler."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moeproof.verify.cli", "fuzz", "-s", TIE, "--workers", "2", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "events.jsonl"
+    try:
+        end = time.monotonic() + 300
+        while not log.exists() or '"start"' not in log.read_text():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        text, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert "Traceback" not in text
+    assert "interrupted, everything is kept" in text
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])

@@ -21,7 +21,7 @@ from .campaign import Campaign
 from .config import Config
 from .coverage import Coverage
 from .events import Event, Sink, environment
-from .interrupt import held
+from .interrupt import held, listen, unreachable
 from .ledger import Ledger
 from .subject import SubjectError
 from .worker import die_with_parent
@@ -171,6 +171,7 @@ def _work(config: Config, index: int, pipe: Connection) -> None:
             pipe.send(event)
 
     try:
+        listen()
         Campaign(config, send, index).run()
     except KeyboardInterrupt:
         pass
@@ -193,22 +194,21 @@ def _run_many(config: Config, sink: Sink, summary: Summary) -> None:
     workers = []
     try:
         for index in range(config.workers):
-            ours, theirs = context.Pipe(duplex=False)
-            workers.append(context.Process(target=_work, args=(config, index, theirs)))
-            workers[-1].start()
-            theirs.close()
-            pipes.append(ours)
-        open_pipes = list(pipes)
-        try:
-            _drain(open_pipes, sink)
-        except KeyboardInterrupt:
-            summary.interrupted = True
-            # A terminal's Ctrl-C reached the workers too; one sent to this process alone did not.
-            for worker in workers:
-                if worker.is_alive() and worker.pid is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(worker.pid, signal.SIGINT)
-            _drain(open_pipes, sink, seconds=LAST_WORDS)
+            with held(), unreachable():
+                ours, theirs = context.Pipe(duplex=False)
+                workers.append(context.Process(target=_work, args=(config, index, theirs)))
+                workers[-1].start()
+                theirs.close()
+                pipes.append(ours)
+        _drain(pipes, sink)
+    except KeyboardInterrupt:
+        summary.interrupted = True
+        # A terminal's Ctrl-C reached the workers too; one sent to this process alone did not.
+        for worker in workers:
+            if worker.is_alive() and worker.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGINT)
+        _drain(pipes, sink, seconds=LAST_WORDS)
     finally:
         for worker in workers:
             worker.join(LAST_WORDS)

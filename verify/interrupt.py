@@ -1,4 +1,4 @@
-"""Ctrl-C that waits: what belongs together is done whole, or not at all."""
+"""Ctrl-C that waits: for what is to be done whole, and for processes that have not begun yet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -37,3 +38,19 @@ def held() -> Iterator[None]:
         if came:
             first, frame = came[0]
             handlers[signal.Signals(first)](first, frame)
+
+
+@contextlib.contextmanager
+def unreachable() -> Iterator[None]:
+    """Start processes in the block that Ctrl-C does not reach before they call `listen`: not while they import."""
+    resource_tracker.ensure_running()  # starting it, as the first spawned process does, would lift the block
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def listen() -> None:
+    """Let through what `unreachable` keeps from this process; one that has come in the meantime takes effect now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

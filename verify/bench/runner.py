@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from moeproof.verify.channel import describe_exit
+from moeproof.verify.interrupt import listen, unreachable
 from moeproof.verify.subject import Subject, all_subjects, find
 
 from .results import EXCLUDED, FAILED, Measured, Results, ShapeResult
@@ -184,7 +185,8 @@ class Runner:
             self._at.value = b""
             self._channel, theirs = self._context.Pipe()
             self._process = self._context.Process(target=serve, args=(theirs, self._at, self._settings), daemon=True)
-            self._process.start()
+            with unreachable():
+                self._process.start()
             theirs.close()
             try:
                 self.environment.update(self._receive(self._channel))
@@ -213,6 +215,7 @@ def serve(channel: Connection, at: Any, settings: Settings) -> None:
     from moeproof.verify.worker import die_with_parent
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    listen()
     die_with_parent()
 
     def announce(name: str) -> None:
