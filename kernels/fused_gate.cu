@@ -108,7 +108,7 @@ struct GroupLanes {
 // The row by exact keys of all its experts: a warp, or with SPLIT a block, in which a thread owns VPT neighbouring
 // experts, so that among equal keys the lower thread always holds the lower id. Slower, and takes any row.
 template <int DTYPE, int SCORING, bool SCORED, bool GROUPED, int VPT, bool SPLIT>
-__device__ __noinline__ void exact_row(const GateParams& p, long long index, Picked* picked, SoftmaxShared* shared) {
+__device__ __noinline__ void exact_row(const GateParams& p, unsigned index, Picked* picked, SoftmaxShared* shared) {
   const int thread = SPLIT ? threadIdx.x : threadIdx.x & 31, warp = threadIdx.x >> 5;
   int first = thread * VPT, end = p.experts, group = 0, group_lanes = 32;
   unsigned real = ~0u;
@@ -262,10 +262,7 @@ __global__ void __launch_bounds__(SPLIT ? MAX_EXPERTS / VPL : 32 * TEAMS,
     const float bound = bound_of<LANES, GROUPED>(best.first, best.second, p.routed, contest.key);
     // Finite even where the bound is not, since what is no expert has -inf.
     const float least = fmaxf(__fsub_rn(bound, slack<SCORING, SCORED, FINE>(bound)), -LARGEST);
-    unsigned mask = 0;
-#pragma unroll
-    for (int j = 0; j < VPL; ++j)
-      if (c[j] >= least) mask |= 1u << j;
+    unsigned mask = greater_than(c, least);
     if (!in) mask = 0;
     sure &= bound > -infinity();
     const bool everyone = VPL == VEC && !GROUPED && p.experts <= LANES;  // no bound is needed, nor found if there is NaN

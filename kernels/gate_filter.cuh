@@ -20,11 +20,12 @@ __device__ __forceinline__ float estimate(float x, float bias, float peak, float
   return __fmaf_rn(tanh_approx(__fmul_rn(x, 0.5f)), 0.5f, bias);  // sigmoid(x) - 1/2
 }
 
-// How far below the bound an expert that is no worse in truth can be estimated: twice the estimate's error.
+// How far below the bound an expert that is no worse in truth must be estimated to be out: more than twice the
+// estimate's error, so that one that equals the bound is never out.
 template <int SCORING, bool SCORED, bool FINE>
 __device__ __forceinline__ float slack(float bound) {
-  if (!SCORED || SCORING == SOFTMAX) return 0.f;
-  return __fmaf_rn(fabsf(bound), 1.f / (1 << 19), FINE ? 1e-5f : 6e-4f);
+  const float error = !SCORED || SCORING == SOFTMAX ? 0x1p-126f : FINE ? 1e-5f : 6e-4f;
+  return __fmaf_rn(fabsf(bound), 1.f / (1 << 19), error);
 }
 
 // The smaller of two numbers, or NaN; fminf would pass over a NaN.
@@ -38,27 +39,65 @@ __device__ __forceinline__ float min_keeping_nan(float a, float b) {
 #endif
 }
 
-// Counts one if a < b, in two instructions where the compiler would take three.
-__device__ __forceinline__ void count_less(int& count, int a, int b) {
+// The larger of two numbers, or the smaller if `bit` is set: a bit of the lane, of which the compiler, left alone, makes
+// a predicate in three instructions instead of one.
+__device__ __forceinline__ float compared(float a, float b, unsigned bit) {
 #ifdef __CUDA_ARCH__
-  asm("{.reg .pred less; setp.lt.s32 less, %1, %2; @less add.s32 %0, %0, 1;}" : "+r"(count) : "r"(a), "r"(b));
+  float result;
+  asm("{.reg .pred is_set, keeps; setp.ne.u32 is_set, %3, 0; setp.gt.xor.f32 keeps, %1, %2, is_set;"
+      " selp.f32 %0, %1, %2, keeps;}" : "=f"(result) : "f"(a), "f"(b), "r"(bit));
+  return result;
 #else
-  count += a < b;
+  return (a > b) != (bit != 0) ? a : b;
 #endif
+}
+
+// Counts up to 32 comparisons, in a float, as the units of integers and comparisons have enough to do.
+struct Count {
+  float value = 0x1p23f;  // whose last bits hold the count
+
+  __device__ __forceinline__ void less(int a, int b) {  // one more if a < b
+#ifdef __CUDA_ARCH__
+    asm("{.reg .pred less; setp.lt.s32 less, %1, %2; @less add.f32 %0, %0, 0f3f800000;}" : "+f"(value) : "r"(a), "r"(b));
+#else
+    value += a < b;
+#endif
+  }
+  __device__ __forceinline__ int total() const { return __float_as_int(value) & 63; }
+};
+
+// Bit j: values[j] > least; not if it is NaN. Takes the sign of their difference, in half the instructions of this kind
+// that comparing takes.
+template <int N>
+__device__ __forceinline__ unsigned greater_than(const float (&values)[N], float least) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int first = 0; first < N; first += 8) {  // within eight, each needs the one before
+    unsigned eight = 0;
+#pragma unroll
+    for (int j = min(first + 8, N) - 1; j >= first; --j) {
+      float apart = __fsub_rn(least, values[j]);
+#ifndef __CUDA_ARCH__
+      if (apart != apart) apart = 0.f;  // the GPU's NaN is positive
+#endif
+      eight = __funnelshift_l(__float_as_uint(apart), eight, 1);
+    }
+    bits |= eight << first;
+  }
+  return bits;
 }
 
 // The `wanted`-th largest of the warp's keys. `keys` are the warp's own words.
 __device__ __forceinline__ int kth_of_warp(int key, int wanted, int4* keys) {
   reinterpret_cast<int*>(keys)[threadIdx.x & 31] = key;
   __syncwarp();  // all keys are written before they are compared
-  int counts[4] = {};
+  Count odd, even;  // two, as each addition waits for the one before
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int4 k = keys[i];
-    count_less(counts[0], key, k.x), count_less(counts[1], key, k.y);
-    count_less(counts[2], key, k.z), count_less(counts[3], key, k.w);
+    odd.less(key, k.x), even.less(key, k.y), odd.less(key, k.z), even.less(key, k.w);
   }
-  const int greater = counts[0] + counts[1] + (counts[2] + counts[3]);
+  const int greater = odd.total() + even.total();
   __syncwarp();  // all keys are compared before the words are used again
   return __reduce_min_sync(~0u, greater < wanted ? key : 0x7fffffff);
 }
@@ -70,11 +109,11 @@ __device__ __forceinline__ float sort_lanes(float value) {
 #pragma unroll
   for (int size = 2; size <= LANES; size <<= 1) {
     const float mirrored = __shfl_xor_sync(~0u, value, size - 1);
-    value = (value > mirrored) != (lane & (size >> 1) ? true : false) ? value : mirrored;
+    value = compared(value, mirrored, lane & size >> 1);
 #pragma unroll
     for (int step = size >> 2; step; step >>= 1) {
       const float other = __shfl_xor_sync(~0u, value, step);
-      value = (value > other) != (lane & step ? true : false) ? value : other;
+      value = compared(value, other, lane & step);
     }
   }
   return value;
@@ -104,28 +143,57 @@ struct Contest {
   int2 seat[32];  // id and score of each place
 };
 
+// Adds the value of the lane `step` below, if it is one of the same LANES lanes.
+template <int LANES>
+__device__ __forceinline__ int add_lower(int value, int step) {
+#ifdef __CUDA_ARCH__
+  asm volatile("{.reg .pred is_in; .reg .b32 lower; shfl.sync.up.b32 lower|is_in, %0, %1, %2, -1;"
+               " @is_in add.s32 %0, %0, lower;}" : "+r"(value) : "r"(step), "n"((32 - LANES) << 8));
+  return value;
+#else
+  const int lower = __shfl_up_sync(~0u, value, step, LANES);
+  return (threadIdx.x & (LANES - 1)) >= step ? value + lower : value;
+#endif
+}
+
+// How many the lanes below have of a row's LANES, each `own`; `count` becomes what all have. Where a warp has one row,
+// latency counts: votes are as many instructions, but need no turns. Beyond 7 a lane there is no saying: then both are
+// more than there are slots.
+template <int LANES>
+__device__ __forceinline__ int lower_lanes_have(int own, int& count) {
+  if (LANES == 32) {
+    const unsigned lower = (1u << (threadIdx.x & 31)) - 1;
+    const unsigned ones = __ballot_sync(~0u, own & 1), twos = __ballot_sync(~0u, own & 2);
+    const unsigned fours = __ballot_sync(~0u, own & 4), many = __ballot_sync(~0u, own > 7);
+    count = __popc(ones) + 2 * __popc(twos) + 4 * __popc(fours);
+    if (many) count = SLOTS_A_ROW + 1;
+    const int before = __popc(ones & lower) + 2 * __popc(twos & lower) + 4 * __popc(fours & lower);
+    return many ? count : before;
+  }
+  int upto = own;
+#pragma unroll
+  for (int step = 1; step < LANES; step <<= 1) upto = add_lower<LANES>(upto, step);
+  count = __shfl_sync(~0u, upto, LANES - 1, LANES);
+  return upto - own;
+}
+
 // Writes each candidate of this lane, a bit of `mask`, as (thread << 5 | bit) to the row's `code`, while there are
-// slots. Returns how many candidates the LANES lanes have, or more than there are slots if a lane has more than 7:
-// then it has written none of its own. Where several warps share the row, `total` is what they have in all.
+// slots. Returns how many candidates the LANES lanes have, or some number above the slots if they have more. Where
+// several warps share the row, `total` is what they have in all.
 template <int LANES>
 __device__ __forceinline__ int collect(unsigned mask, int thread, int* code, int* total = nullptr) {
-  const int lane = threadIdx.x & 31;
-  const unsigned row = LANES == 32 ? ~0u : ((1u << LANES) - 1) << (lane & ~(LANES - 1));
-  const unsigned lower = row & ((1u << lane) - 1);
-  const int own = __popc(mask);
-  const unsigned ones = __ballot_sync(~0u, own & 1), twos = __ballot_sync(~0u, own & 2);
-  const unsigned fours = __ballot_sync(~0u, own & 4), many = __ballot_sync(~0u, own > 7);
-  if (own > 7) mask = 0;  // the row is lost, and the slots behind this lane's are others'
-  int count = __popc(ones & row) + 2 * __popc(twos & row) + 4 * __popc(fours & row);
-  if (many & row) count = SLOTS_A_ROW + 1;
-  int base = 0;
+  int count;
+  int slot = lower_lanes_have<LANES>(__popc(mask), count);
   if (total) {
-    if (lane == 0 && count) base = atomicAdd(total, count);
-    base = __shfl_sync(~0u, base, 0);
+    int first = 0;
+    if ((threadIdx.x & 31) == 0 && count) first = atomicAdd(total, count);
+    slot += __shfl_sync(~0u, first, 0);
   }
-  int slot = base + __popc(ones & lower) + 2 * __popc(twos & lower) + 4 * __popc(fours & lower);
-  for (; mask; mask &= mask - 1, ++slot)
-    if (slot < SLOTS_A_ROW) code[slot] = thread << 5 | (__ffs(mask) - 1);
+  for (; mask && slot < SLOTS_A_ROW; ++slot) {
+    const int bit = 31 - __clz(mask);
+    code[slot] = thread << 5 | bit;
+    mask ^= 1u << bit;
+  }
   __syncwarp();  // all candidates are written before a lane reads its own
   return count;
 }
@@ -160,13 +228,14 @@ __device__ __forceinline__ void settle(const GateParams& p, unsigned index, bool
   __syncwarp();  // all keys are written before they are compared
   const int others = SLOTS == 32 ? 0 : __shfl_xor_sync(~0u, count, 16);
   const int most = max(count, others);
-  int rank = 0;
+  Count lower;
 #pragma unroll
   for (int i = 0; i < SLOTS / 4; ++i) {
     if (4 * i >= most) break;
     const int4 k = c.key[(base >> 2) + i];
-    count_less(rank, k.x, key), count_less(rank, k.y, key), count_less(rank, k.z, key), count_less(rank, k.w, key);
+    lower.less(k.x, key), lower.less(k.y, key), lower.less(k.z, key), lower.less(k.w, key);
   }
+  int rank = lower.total();
   const unsigned taken = __reduce_or_sync(~0u, runs ? 1u << (base + rank) : 0u);
   if (__popc(taken) != count + others) {  // equal keys: the lower id goes first
     c.id[lane] = id;

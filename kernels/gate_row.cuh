@@ -243,10 +243,15 @@ __device__ __forceinline__ float quotient(float part, float total) {
   return __fmaf_rn(__fmaf_rn(-q, total, part), inverse, q);
 }
 
+// Where a row's place is in the outputs: one wide multiplication of unsigned words.
+__device__ __forceinline__ unsigned long long place_of(const GateParams& p, unsigned row, int slot) {
+  return (unsigned long long)row * (unsigned)p.places + (unsigned)slot;
+}
+
 // Slot r of 32 / SLOTS rows turns place r into its weight and id. The sum is a tree over the slots, places past the
 // last adding 0: the same bits for every SLOTS. A padded row holds ids -1 and weights 0.
 template <int SLOTS>
-__device__ __forceinline__ void write_places(const GateParams& p, long long row, bool writes, bool padded, int id,
+__device__ __forceinline__ void write_places(const GateParams& p, unsigned row, bool writes, bool padded, int id,
                                              float s) {
   const int slot = threadIdx.x & (SLOTS - 1);
   float weight = slot < p.routed ? s : 0.f;
@@ -261,14 +266,15 @@ __device__ __forceinline__ void write_places(const GateParams& p, long long row,
   }
   if (slot < p.places && writes) {
     if (p.expert_map && !padded) id = p.expert_map[id * p.map_stride];
-    p.weights[row * p.places + slot] = padded ? 0.f : weight;
-    p.indices[row * p.places + slot] = padded ? -1 : id;
+    const unsigned long long at = place_of(p, row, slot);
+    p.weights[at] = padded ? 0.f : weight;
+    p.indices[at] = padded ? -1 : id;
   }
 }
 
 // Turns the warps' lists into the row's places. Ends with the row's shared memory free for the next.
 template <bool SPLIT>
-__device__ __forceinline__ void finish_row(const GateParams& p, long long row, const Picked* picked) {
+__device__ __forceinline__ void finish_row(const GateParams& p, unsigned row, const Picked* picked) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   if (!SPLIT) {
     const Picked& mine = picked[warp];
@@ -288,10 +294,11 @@ __device__ __forceinline__ void finish_row(const GateParams& p, long long row, c
 
 // Padding: ids -1 and weights 0.
 template <int LANES, bool SPLIT>
-__device__ __forceinline__ void write_padding(const GateParams& p, long long row, bool present) {
+__device__ __forceinline__ void write_padding(const GateParams& p, unsigned row, bool present) {
   const int slot = threadIdx.x & (LANES - 1);
   if ((!SPLIT || threadIdx.x < 32) && slot < p.places && present) {
-    p.weights[row * p.places + slot] = 0.f;
-    p.indices[row * p.places + slot] = -1;
+    const unsigned long long at = place_of(p, row, slot);
+    p.weights[at] = 0.f;
+    p.indices[at] = -1;
   }
 }

@@ -32,9 +32,10 @@ class Device:
 
 
 PLAIN = Device(2)
-_FEW = tuning.GateTuning(single_rows_per_sm=3, few_rows_per_sm=tuple((n, 4) for n in (4, 8, 12, 16, 32)))
+_FEW = tuning.GateTuning(single_rows_per_sm=3, few_rows_per_sm=((4, 4), (8, 1), (12, 4), (16, 1), (32, 4)))
 GATE_TOKENS = tuple(PLAIN.sm_count * rows for rows in _FEW.rows_per_sm)
-"""Numbers of rows at which the gate's plan changes on its device: 2, 6 and 8, past which a warp has two."""
+"""Numbers of rows at which the gate's plan changes on its device: 2, 6 and 8. A warp has two from the third row on, or
+from the ninth, by experts a lane: kept cases have few rows."""
 DEVICES: dict[str, tuple[Device, ...]] = {
     "fused_gate": (Device(PLAIN.sm_count, gate=_FEW),),
     "moe_align_block_size": (
