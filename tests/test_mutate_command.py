@@ -157,8 +157,11 @@ def test_the_executor_tells_a_mutant_from_the_kernel(tmp_path: Path, monkeypatch
     session.prepare(attempts[0])
     assert [session.run(a) for a in attempts] == [None] * len(attempts)
     for path in KERNELS.glob("*.cu*"):
-        text = path.read_text(encoding="utf-8").replace("weights[row * p.places", "weights[row + p.places")
-        (tmp_path / path.name).write_text(text, encoding="utf-8")
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    written = (KERNELS / "gate_row.cuh").read_text(encoding="utf-8")
+    wrong = written.replace("row * (unsigned)p.places", "row + (unsigned)p.places")
+    assert wrong != written
+    (tmp_path / "gate_row.cuh").write_text(wrong, encoding="utf-8")
     cache = tmp_path / "cache"
     cache.mkdir()
     monkeypatch.setenv("MOEPROOF_CACHE_DIR", str(cache))
