@@ -147,7 +147,7 @@ class _Loaded:
 
     module: Module
     name: str
-    fields: tuple[str, ...]
+    file: Path
 
     def launch(self, grid: int, block: int, params: ctypes.c_void_p, shared: int = 0, overlap: bool = False) -> None:
         session = Session.current
@@ -160,9 +160,10 @@ class _Loaded:
 
     def _pointers(self, array: int) -> dict[int, str]:
         """Return the names of the addresses in the struct that the first argument is."""
+        fields = pointer_fields(self.file, self.name)
         struct_at = ctypes.c_uint64.from_address(array).value
-        words = (ctypes.c_uint64 * len(self.fields)).from_address(struct_at)
-        return {int(word): field for word, field in zip(words, self.fields, strict=True) if word}
+        words = (ctypes.c_uint64 * len(fields)).from_address(struct_at)
+        return {int(word): field for word, field in zip(words, fields, strict=True) if word}
 
 
 @dataclass
@@ -185,8 +186,8 @@ class Executor:
         """Return a kernel, built and loaded on first use."""
         kernel = self._kernels.get((file, name))
         if kernel is None:
-            module = load(self.sources / file, (name,))
-            kernel = self._kernels[file, name] = _Loaded(module, name, pointer_fields(self.sources / file, name))
+            source = self.sources / file
+            kernel = self._kernels[file, name] = _Loaded(load(source, (name,)), name, source)
         return kernel
 
 

@@ -102,13 +102,21 @@ def source_parts(file: Path) -> list[str | bytes]:
         if path in seen or not path.is_file():
             return
         seen.add(path)
-        text = path.read_text(encoding="utf-8")
+        state = path.stat()
+        text, included = _read(path, state.st_mtime_ns, state.st_size)
         parts.extend((name, text))
-        for included in _INCLUDE.findall(text):
-            visit((path.parent / included).resolve(), included)
+        for part, at in included:
+            visit(at, part)
 
     visit(file.resolve(), file.name)
     return parts
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, changed_ns: int, size: int) -> tuple[str, tuple[tuple[str, Path], ...]]:
+    """Return a source's text, and what it includes by ``#include "…"``; it is read again once it has changed."""
+    text = path.read_text(encoding="utf-8")
+    return text, tuple((part, (path.parent / part).resolve()) for part in _INCLUDE.findall(text))
 
 
 def load(file: Path, names: tuple[str, ...], defines: tuple[str, ...] = ()) -> Module:
@@ -248,10 +256,10 @@ def _is_source_variable(symbol: str) -> bool:
 
 def _mapped(path: Path, inside: int) -> tuple[int, int]:
     """Return where a library is mapped: its lowest address and the one past its highest."""
-    bounds = []
+    bounds, file = [], str(path.resolve())
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
         span, *_, name = line.split(maxsplit=5) if line.count(" ") >= 5 else (line, "")
-        if name == str(path.resolve()):
+        if name == file:
             bounds += [int(x, 16) for x in span.split("-")]
     low, high = min(bounds), max(bounds)
     # Zero-initialised variables past the file's last page are mapped without its name.
