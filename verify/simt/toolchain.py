@@ -52,7 +52,7 @@ class Compiler:
         """Return the options under which every access calls a hook."""
         both = (
             "-O1",
-            "-g",
+            "-g1",  # lines, for reports; all else that debuggers want takes a fifth of the time
             "-fdata-sections",
             "-ffunction-sections",
             "-fwrapv",
