@@ -302,24 +302,25 @@ class Engine:
         alive = [(m, Verdict(SURVIVED, "", UNREACHED)) for m in todo if not orders[m.id]]
         first = []
         for mutant in todo:
-            seen = store.get(mutant.id, self._key(mutant) + ALIVE)
+            seen = None if mutant.id in self.listed else store.get(mutant.id, self._key(mutant) + ALIVE)
             if seen is not None:
                 alive.append((mutant, seen))
             elif orders[mutant.id]:
                 first.append(mutant)
         # What is compiled on its own takes a hundred times as long as what is switched on.
         first.sort(key=lambda m: m.id not in self.made.numbers)
-        for mutant, verdict in self._try(work, first, {i: o[:FIRST_CASES] for i, o in orders.items()}, orders):
-            if verdict.status == SURVIVED:
+        # One that is listed needs no second reason to be equivalent: all its few cases go in one.
+        now = {i: o if i in self.listed else o[:FIRST_CASES] for i, o in orders.items()}
+        for mutant, verdict in self._try(work, first, now, orders):
+            if verdict.status == SURVIVED and mutant.id not in self.listed:
                 alive.append((mutant, verdict))
                 store.add(mutant.id, self._key(mutant) + ALIVE, verdict)
             else:
                 yield mutant, verdict
         rest: dict[str, tuple[Mutant, Verdict]] = {}
-        # One that is listed needs no second reason.
-        listed = [(m, v) for m, v in alive if m.id in self.listed]
+        unreached = [(m, v) for m, v in alive if m.id in self.listed]
         others = [(m, v) for m, v in alive if m.id not in self.listed]
-        for mutant, verdict in itertools.chain(listed, self._compare(work, others)):
+        for mutant, verdict in itertools.chain(unreached, self._compare(work, others)):
             if verdict.status == SURVIVED and len(orders[mutant.id]) > FIRST_CASES:
                 rest[mutant.id] = mutant, verdict
             else:
