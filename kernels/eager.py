@@ -58,6 +58,11 @@ def never(*tensors: Any) -> bool:
     return False
 
 
+def always(*tensors: Any) -> bool:
+    """Be a guard that all tensors pass."""
+    return True
+
+
 def guard(*tensors: torch.Tensor) -> Guard:
     """Return a function that says whether tensors are as these: type, dtype, device, shape, strides, requires_grad.
 

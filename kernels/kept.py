@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from . import eager
-from .eager import Empty, Guard, never
+from .eager import Empty, Guard, always, never
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +70,10 @@ class Calls(Generic[P]):
         prepare : callable
             Checks the arguments and prepares the call.
         """
+        if not eager.is_kept(tensors[0]):
+            only = prepare()
+            only.fits = always  # it serves this call only, whose outputs are checked by now
+            return only
         try:
             # What equals a right value may be of a wrong type, as True equals 1.
             key = (values, *map(type, values), *map(_signature, tensors), *map(_alignment, tensors[: self._aligned]))
@@ -78,12 +82,11 @@ class Calls(Generic[P]):
             return prepare()
         if prepared is None:
             prepared = prepare()
-        if eager.is_kept(tensors[0]):
-            if not prepared.same(*tensors):
-                prepared.same = eager.guard(*tensors)
-            if len(self._known) >= self.most:
-                self._known.clear()
-            self._known[key] = self.last = prepared
+        if not prepared.same(*tensors):
+            prepared.same = eager.guard(*tensors)
+        if len(self._known) >= self.most:
+            self._known.clear()
+        self._known[key] = self.last = prepared
         return prepared
 
 

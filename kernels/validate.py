@@ -21,13 +21,19 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _listed(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(map(_short, dtypes))
+
+
 def integer(name: str, value: Any, low: int, high: int | None, allowed: str = "") -> None:
     """Raise unless `value` is an int in [low, high]; None is no upper limit, `allowed` words the limits."""
+    fits = isinstance(value, int) and not isinstance(value, bool)
+    if fits and value >= low and (high is None or value <= high):
+        return
     bounds = allowed or (f"an int from {low} to {high}" if high is not None else f"an int >= {low}")
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not fits:
         raise TypeError(f"{name} is {value!r}; allowed: {bounds}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} is {value}; allowed: {bounds}")
+    raise ValueError(f"{name} is {value}; allowed: {bounds}")
 
 
 def boolean(name: str, value: Any) -> None:
@@ -54,14 +60,13 @@ def scale(name: str, value: Any) -> None:
 
 def tensor(name: str, value: Any, dims: int | Sequence[int], dtypes: Sequence[torch.dtype]) -> None:
     """Raise unless `value` is a strided tensor of one of the dtypes and numbers of dimensions."""
-    words = ", ".join(map(_short, dtypes))
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} is {type(value).__name__}; allowed: a tensor of {words}")
+        raise TypeError(f"{name} is {type(value).__name__}; allowed: a tensor of {_listed(dtypes)}")
     if value.layout is not torch.strided:
         raise TypeError(f"{name} has layout {value.layout}; allowed: a strided tensor")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name} has dtype {_short(value.dtype)}; allowed: {words}")
-    wanted = (dims,) if isinstance(dims, int) else tuple(dims)
+        raise TypeError(f"{name} has dtype {_short(value.dtype)}; allowed: {_listed(dtypes)}")
+    wanted = (dims,) if isinstance(dims, int) else dims
     if value.dim() not in wanted:
         counts = " or ".join(map(str, wanted))
         raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: {counts} dimensions")
