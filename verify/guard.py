@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+
+from moeproof.strategies.case import contiguous_strides
 
 from .contract import OutputSpec
 
@@ -82,6 +85,7 @@ class Pair:
 
     runs: tuple[Carved, Carved]
     arenas: torch.Tensor
+    _parts: tuple[torch.Tensor, ...]  # zones and outputs in turn, ``[2, words]`` each
 
     def hold(self, *results: Mapping[str, torch.Tensor]) -> bool:
         """Say whether the results of both runs are the outputs in these arenas, not others of the subject's own."""
@@ -90,16 +94,12 @@ class Pair:
 
     def zones_hit(self) -> torch.Tensor:
         """Return a scalar bool tensor: some guard byte of either run has changed."""
-        poisons = _poisons(self.arenas.device)
-        zones = self.arenas.clone()
-        for span in self.runs[0].spans.values():
-            # In place of the output, so that whole words can be compared.
-            zones[:, span.start : span.end] = poisons[:, :1]
-        return (zones.view(torch.int64) != poisons.view(torch.int64)).any()
+        zones = torch.cat(self._parts[::2], 1)
+        return (zones != _poisons(self.arenas.device, zones.dtype)).any()
 
     def outputs_differ(self) -> torch.Tensor:
         """Return a scalar bool tensor: some byte of an output is not the same after both runs."""
-        outputs = [self.arenas[:, span.start : span.end] for span in self.runs[0].spans.values()]
+        outputs = self._parts[1::2]
         one, two = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)).unbind(0)
         return (one != two).any()
 
@@ -109,27 +109,31 @@ class Pair:
 
 
 @functools.cache
-def _poisons(device: torch.device) -> torch.Tensor:
-    """Return ``[2, 8]`` uint8: a word of each poison."""
+def _poisons(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return ``[2, 1]``: a word of each poison."""
     with torch.inference_mode(False):
-        return torch.tensor(POISONS, dtype=torch.uint8, device=device)[:, None].expand(2, 8).contiguous()
+        poisons = torch.tensor(POISONS, dtype=torch.uint8, device=device)[:, None]
+        return poisons.expand(2, dtype.itemsize).contiguous().view(dtype)
 
 
 def carve(specs: Mapping[str, OutputSpec], device: torch.device | str, poison: int) -> Carved:
     """Return outputs of exact size, filled with `poison`, each between poisoned zones of its own."""
     spans, size = _spans(specs)
-    return _carved(specs, spans, torch.full((size,), poison, dtype=torch.uint8, device=device), poison)
+    arenas = torch.full((1, size), poison, dtype=torch.uint8, device=device)
+    return Carved(_outputs(specs, spans, arenas)[0], arenas[0], spans, poison)
 
 
 def carve_pair(specs: Mapping[str, OutputSpec], device: torch.device) -> Pair:
     """Return outputs for two runs: as `carve` gives them, with each of `POISONS`."""
     spans, size = _spans(specs)
     arenas = torch.empty((2, size), dtype=torch.uint8, device=device)
-    first, second = (
-        _carved(specs, spans, arena.fill_(poison), poison)
-        for arena, poison in zip(arenas.unbind(0), POISONS, strict=True)
-    )
-    return Pair((first, second), arenas)
+    filled = [arena.fill_(poison) for arena, poison in zip(arenas.unbind(0), POISONS, strict=True)]
+    outputs = _outputs(specs, spans, arenas)
+    first, second = (Carved(outputs[n], filled[n], spans, poison) for n, poison in enumerate(POISONS))
+    bounds = [0, *(at for span in spans.values() for at in (span.start, span.end)), size]
+    item = math.gcd(8, *bounds)  # bytes are compared as words: torch is slow on single ones
+    sizes = [(end - start) // item for start, end in itertools.pairwise(bounds)]
+    return Pair((first, second), arenas, torch.split_with_sizes(arenas.view(_WORDS[item]), sizes, 1))
 
 
 def _spans(specs: Mapping[str, OutputSpec]) -> tuple[dict[str, Span], int]:
@@ -144,12 +148,19 @@ def _spans(specs: Mapping[str, OutputSpec]) -> tuple[dict[str, Span], int]:
     return spans, at
 
 
-def _carved(specs: Mapping[str, OutputSpec], spans: dict[str, Span], arena: torch.Tensor, poison: int) -> Carved:
-    outputs = {
-        name: arena[spans[name].start : spans[name].end].view(dtype).view(shape)
-        for name, (shape, dtype) in specs.items()
-    }
-    return Carved(outputs, arena, spans, poison)
+def _outputs(
+    specs: Mapping[str, OutputSpec], spans: dict[str, Span], arenas: torch.Tensor
+) -> list[dict[str, torch.Tensor]]:
+    """Return the outputs in each of the arenas ``[runs, bytes]``; all runs' at once, as each call of torch costs."""
+    runs, size = arenas.shape
+    made: list[dict[str, torch.Tensor]] = [{} for _ in range(runs)]
+    for name, (shape, dtype) in specs.items():
+        item = dtype.itemsize
+        strides = (size // item, *contiguous_strides(shape))
+        both = arenas.view(dtype).as_strided((runs, *shape), strides, spans[name].start // item)
+        for outputs, output in zip(made, both.unbind(0), strict=True):
+            outputs[name] = output
+    return made
 
 
 def poison_allocator(specs: Mapping[str, OutputSpec], device: torch.device, poison: int) -> None:
