@@ -58,9 +58,10 @@ class _Toy:
 
 @dataclass(frozen=True)
 class ToyJudge:
-    """Judges the toy kernel; `slow` seconds go by before its first case."""
+    """Judges the toy kernel; `slow` seconds go by before its first case, and its device takes no text `refused`."""
 
     slow: float = 0.0
+    refused: str = ""
     name: str = "toy"
 
     def missing(self) -> str | None:
@@ -85,7 +86,9 @@ class ToyJudge:
         time.sleep(self.slow)
         return toy
 
-    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes] | None:
+    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes | None] | None:
+        if self.refused and self.refused in (sources / "toy.cu").read_text():
+            return iter([None])
         flags = ["-S", "-O2", "-w", "-x", "c++", "-D__device__=static", "-D__global__=", "-o", "-"]
         made = subprocess.run(["g++", *flags, str(sources / "toy.cu")], capture_output=True, check=True)
         lines = made.stdout.splitlines()

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from moeproof.verify.mutate import equivalent, instrument, report
 from moeproof.verify.mutate.console import ConsoleWatcher, print_outcome
-from moeproof.verify.mutate.engine import ALIVE, SAME_CODE, UNREACHED, Engine, Outcome, Plan, Watcher
-from moeproof.verify.mutate.judge import EQUIVALENT, KILLED, SURVIVED, TIMED_OUT, JudgeError, Verdict
+from moeproof.verify.mutate.engine import ALIVE, REFUSED, SAME_CODE, UNREACHED, Engine, Outcome, Plan, Watcher
+from moeproof.verify.mutate.judge import DOES_NOT_COMPILE, EQUIVALENT, KILLED, SURVIVED, TIMED_OUT, JudgeError, Verdict
 from moeproof.verify.mutate.mutant import Mutant, mutants_of
 from moeproof.verify.mutate.pool import Job, run_jobs
 from moeproof.verify.mutate.source import Source
@@ -82,6 +82,12 @@ def test_mutants_are_sorted_by_what_became_of_them(outcome: Outcome) -> None:
     assert (v := verdict(outcome, "literal", "7 → 6")).status == EQUIVALENT
     assert v.message == SAME_CODE
     assert verdict(outcome, "guard_dropped", "→ id < 0").status == KILLED
+
+
+def test_what_the_device_compiler_refuses_is_not_counted(tmp_path: Path) -> None:
+    outcome = Engine(plan_of(tmp_path, operators=("literal",)), ToyJudge(refused="UNUSED = 6")).run()
+    assert (v := verdict(outcome, "literal", "7 → 6")).status == DOES_NOT_COMPILE
+    assert v.message == REFUSED
 
 
 def test_reports_say_the_same(outcome: Outcome) -> None:

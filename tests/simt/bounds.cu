@@ -48,6 +48,20 @@ __global__ void local_index(int* out, int n) {
   if ((int)threadIdx.x < n) out[threadIdx.x] = held[threadIdx.x % 4 + (WRONG && n > 3)];
 }
 
+template <int WORDS>
+union Loaded {
+  int4 vector;
+  int words[WORDS];
+  __device__ __noinline__ int word(int at) const { return words[at]; }
+};
+
+template <bool WRONG>
+__global__ void last_member(int* out, int n) {
+  Loaded<WRONG ? 3 : 4> loaded;
+  loaded.vector = make_int4(1, 2, 3, 4);
+  if ((int)threadIdx.x < n) out[threadIdx.x] = loaded.word(threadIdx.x % 4);
+}
+
 template <bool WRONG>
 __global__ void dynamic_shared(int* out, int n) {
   extern __shared__ int dynamic[];

@@ -91,6 +91,7 @@ _BOUNDS = (
     Planted("bounds.cu", "shared_neighbour", "out_of_bounds", ("mine", "outside it"), n=64),
     Planted("bounds.cu", "shared_index", "out_of_bounds", ("index 21", "thread 5")),
     Planted("bounds.cu", "local_index", "out_of_bounds", ("index 4",)),
+    Planted("bounds.cu", "last_member", "out_of_bounds", ("index 3",)),
     Planted("bounds.cu", "dynamic_shared", "out_of_bounds", ("writes dynamic", "thread 63"), shared=256, result=_IOTA),
     Planted("bounds.cu", "vector_past_end", "out_of_bounds", ("reads in",), arguments="in out n", n=18),
     Planted("bounds.cu", "misaligned", "misaligned", ("a multiple of 16",), arguments="in out n"),

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ FIRST_CASES = 48
 LISTED_SHARE = 5
 """Mutants that are listed as equivalent get one case in so many: enough to refute a wrong entry, mostly."""
 SAME_CODE = "the compiler makes the same machine code of it in every instantiation that cases run"
+REFUSED = "the compiler of the device refuses it"
 UNREACHED = "no case of the budget reaches this code"
 
 
@@ -359,7 +360,7 @@ class Engine:
             yield done.tag, _verdict(done, len(full[done.tag.id]))
 
     def _compare(self, work: Path, alive: list[tuple[Mutant, Verdict]]) -> Iterator[tuple[Mutant, Verdict]]:
-        """Find the mutants of which a compiler makes what it makes of the unmutated kernels."""
+        """Find the mutants of which a compiler makes what it makes of the unmutated kernels, or nothing."""
         assert self._baseline is not None
         attempts = self._baseline.attempts
         verdicts = {m.id: v for m, v in alive}
@@ -372,11 +373,13 @@ class Engine:
                 payload = (self.judge, self.plan.folder, sources, builds, self.cache)
                 yield Job(mutant, payload, 600.0)
 
-        for done in run_jobs(jobs(), _same_code, self.plan.jobs):
+        for done in run_jobs(jobs(), _compare_code, self.plan.jobs):
             shutil.rmtree(work / done.tag.id, ignore_errors=True)
             verdict = verdicts[done.tag.id]
             if done.result:
-                verdict = Verdict(EQUIVALENT, "", SAME_CODE, verdict.cases, verdict.seconds, verdict.reaching)
+                verdict = replace(
+                    verdict, status=done.result, message=SAME_CODE if done.result == EQUIVALENT else REFUSED
+                )
             yield done.tag, verdict
 
 
@@ -400,11 +403,16 @@ def _compile(payload: Any, report: Report) -> str:
     return ""
 
 
-def _same_code(payload: Any, report: Report) -> bool:
-    """Say whether a compiler makes the same of two folders' sources, in all builds."""
+def _compare_code(payload: Any, report: Report) -> str:
+    """Return EQUIVALENT if a compiler makes the same of two folders' sources, DOES_NOT_COMPILE if it takes one only."""
     judge, one, two, builds, cache = payload
     codes = judge.machine_code(one, builds, cache), judge.machine_code(two, builds, cache)
-    return None not in codes and all(a == b for a, b in zip(*codes, strict=True))
+    if None in codes:
+        return ""
+    for ours, theirs in zip(*codes, strict=True):
+        if ours != theirs:
+            return "" if theirs is not None else DOES_NOT_COMPILE
+    return EQUIVALENT
 
 
 def _verdict(done: Done[Mutant], reaching: int) -> Verdict:

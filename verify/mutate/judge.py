@@ -107,8 +107,8 @@ class Judge(Protocol):
             Where to keep what is built; default: where builds of unmutated kernels are kept.
         """
 
-    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes] | None:
-        """Yield the machine code of some builds, part by part; None where no compiler is."""
+    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes | None] | None:
+        """Yield the machine code of some builds, part by part, None for what is refused; None where no compiler is."""
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class SimtJudge:
         runtime()  # modules are linked to it by name
         return _SimtSession(sources)
 
-    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes] | None:
-        """Yield what NVRTC makes of some builds, kernel by kernel; None without NVRTC."""
+    def machine_code(self, sources: Path, builds: Sequence[str], cache: Path | None) -> Iterator[bytes | None] | None:
+        """Yield what NVRTC makes of some builds, kernel by kernel, None of what it refuses; None without NVRTC."""
         try:
             nvrtc_version()
         except CompileError:
@@ -80,7 +80,7 @@ def _use_cache(folder: Path | None) -> None:
         os.environ["MOEPROOF_CACHE_DIR"] = str(folder)
 
 
-def _cubin(sources: Path, file: str, name: str) -> bytes:
+def _cubin(sources: Path, file: str, name: str) -> bytes | None:
     seen: set[str] = set()
 
     def text(part: str) -> str:
@@ -92,8 +92,8 @@ def _cubin(sources: Path, file: str, name: str) -> bytes:
 
     try:
         return compile_cubin(text(file), (name,), ARCH).code
-    except CompileError as error:
-        return str(error).encode()
+    except CompileError:
+        return None
 
 
 @dataclass

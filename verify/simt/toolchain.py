@@ -64,6 +64,7 @@ class Compiler:
         return (
             *both,
             "--param=tsan-distinguish-volatile=1",
+            "-fsanitize=bounds-strict",  # of arrays that end a struct or union, too, as clang's `bounds` is
             "-fno-gnu-unique",
             "-fno-extern-tls-init",
             "-fno-tree-loop-distribute-patterns",
