@@ -230,12 +230,20 @@ bool is_valid(const Range& range, uint64_t offset, size_t size) {
   return true;
 }
 
-Variable& shared_variable(uint64_t offset, size_t size, uintptr_t at, uint32_t kind, const void* code) {
+inline __attribute__((always_inline)) Variable& shared_variable(uint64_t offset, size_t size, uintptr_t at,
+                                                                uint32_t kind, const void* code) {
   const uint16_t index = module->variable_of[offset >> 4];
   Variable* variable = index ? &module->variables[index - 1] : nullptr;
   if (!variable || offset < variable->offset || offset + size > variable->offset + extent(*variable))
     fail_at(OUT_OF_BOUNDS, at, size, access_of(kind), code);
   return *variable;
+}
+
+// A smaller access than any before has come to a shared array.
+__attribute__((noinline)) void split_shared(Variable& variable, int32_t shift) {
+  for (Block* block : resident)
+    if (block) split_cells((Cell*)block->cells + variable.offset, extent(variable), variable.shift, shift);
+  variable.shift = shift;
 }
 
 // Shared memory: of the running thread's block, or of another of its cluster.
@@ -244,12 +252,7 @@ inline __attribute__((always_inline)) uint64_t check_shared(Block* owner, uint64
   const uintptr_t at = module->shared_low + offset;
   Variable& variable = shared_variable(offset, size, at, kind, code);
   const uint64_t inside = offset - variable.offset;
-  if ((inside | size) & ((1u << variable.shift) - 1)) {
-    const int32_t shift = granule_for(inside, size);
-    for (Block* block : resident)
-      if (block) split_cells((Cell*)block->cells + variable.offset, extent(variable), variable.shift, shift);
-    variable.shift = shift;
-  }
+  if ((inside | size) & ((1u << variable.shift) - 1)) split_shared(variable, granule_for(inside, size));
   touch_all((Cell*)owner->cells + variable.offset, variable.shift, inside, owner->generation, false, kind, reads, at,
             size, code);
   return (uint64_t)(owner->number + 1) << 48 ^ at;
