@@ -409,7 +409,9 @@ def _compare_code(payload: Any, report: Report) -> str:
     codes = judge.machine_code(one, builds, cache), judge.machine_code(two, builds, cache)
     if None in codes:
         return ""
-    for ours, theirs in zip(*codes, strict=True):
+    report(0, BUILD_SECONDS)
+    for number, (ours, theirs) in enumerate(zip(*codes, strict=True), 1):
+        report(number, BUILD_SECONDS)
         if ours != theirs:
             return "" if theirs is not None else DOES_NOT_COMPILE
     return EQUIVALENT
