@@ -266,9 +266,16 @@ NEAR = gate((1, 3), ((1.0, 1.0000001192092896, 5.0),), topk=2)
             [[0, 1, 2], [0, 1, 3]],
             [[1, 0, 3], [1, 0, 2]],
         ),
+        (
+            gate((1, 4), ((float("nan"),) * 4,), topk=2, num_expert_group=2, topk_group=1),
+            "tie_order",
+            [1, 0],
+            [[2, 3], [0, 1]],
+            [[1, 0], [3, 2]],
+        ),
     ],
 )
-def test_a_script_leaves_near_ties_open(
+def test_a_script_leaves_open_what_the_oracle_does(
     case: Case, check: str, seen: list[int], fine: list[list[int]], wrong: list[list[int]], tmp_path: Path
 ) -> None:
     finding = replace(_made("right-gate", case, check), actual={"indices": [seen]})

@@ -321,15 +321,38 @@ def test_dropped_experts_fill_places_with_weight_zero() -> None:
     right["indices"][0, 2] = 1
     right["weights"] = f32([s6, s7, s1]) / (s6 + s7 + s1)
     assert failed(args, right) == set()
-    # One group: two finite experts, and the lowest dropped id fills the third place.
+    # One group: two finite experts; the third place goes to the lowest dropped id, or to the lowest NaN of the group.
     args["topk_group"] = 1
     one = args | {"num_expert_group": 2, "logits": f32([0, 0, 0, 0, NAN, NAN, 5, 4]), "topk": 3}
     weights = f32([s6 / (s6 + s7), s7 / (s6 + s7), 0])
     assert failed(one, {"indices": i32([6, 7, 0]), "weights": weights}) == set()
     assert failed(one, {"indices": i32([6, 7, 1]), "weights": weights}) == {"tie_order"}
-    assert failed(one, {"indices": i32([6, 7, 4]), "weights": weights}) == {"nan_policy"}
+    assert failed(one, {"indices": i32([6, 7, 4]), "weights": weights}) == set()
+    assert failed(one, {"indices": i32([6, 7, 5]), "weights": weights}) == {"tie_order"}
     spread = f32([s6, s7, 0.5])
     assert failed(one, {"indices": i32([6, 7, 0]), "weights": spread / spread.sum()}) == {"weights"}
+
+
+def test_dropped_experts_count_as_minus_infinity_or_are_out() -> None:
+    # Both groups score -inf, so group 0 is kept: 1, then 2 with -inf, then 0 and 3 with NaN. 4 to 7 are dropped.
+    logits, bias = f32([NAN, 1, 0, NAN, 5, 0, 0, 0]), f32(0, 0, -INF, 0, 0, -INF, -INF, -INF)
+    shape: Args = {"bias": bias, "num_expert_group": 2, "renormalize": False}
+    assert checks_of_ids(logits, [1, 2, 4, 5], **shape) == set()
+    assert checks_of_ids(logits, [1, 2, 0, 3], **shape) == set()
+    assert checks_of_ids(logits, [4, 1, 2, 5], **shape) == {"tie_order"}
+    assert checks_of_ids(logits, [1, 4, 5, 6], **shape) == {"tie_order"}
+    assert checks_of_ids(logits, [1, 2, 5, 4], **shape) == {"tie_order"}
+    assert checks_of_ids(logits, [1, 2, 3, 0], **shape) == {"tie_order"}
+    assert checks_of_ids(logits, [1, 0, 2, 3], **shape) == {"nan_policy"}
+    assert (
+        checks_of_ids(logits, [1, 2, 0, 4], **shape) == checks_of_ids(logits, [1, 2, 4, 0], **shape) == {"nan_policy"}
+    )
+    # A row of NaN: the dropped experts, or those of the group that is kept.
+    undefined: Args = {"num_expert_group": 2}
+    row = torch.full((1, 8), NAN)
+    assert checks_of_ids(row, [4, 5], **undefined) == checks_of_ids(row, [0, 1], **undefined) == set()
+    assert checks_of_ids(row, [5, 4], **undefined) == checks_of_ids(row, [1, 0], **undefined) == {"tie_order"}
+    assert checks_of_ids(row, [0, 4], **undefined) == checks_of_ids(row, [4, 0], **undefined) == {"nan_policy"}
 
 
 def test_starved_where_the_groups_are_open() -> None:
@@ -340,7 +363,8 @@ def test_starved_where_the_groups_are_open() -> None:
     assert failed(args, {"indices": i32([0, 1, 4]), "weights": f32([0.5, 0.5, 0])}) == set()
     assert failed(args, {"indices": i32([4, 5, 6]), "weights": third}) == set()
     assert failed(args, {"indices": i32([0, 1, 5]), "weights": f32([0.5, 0.5, 0])}) == {"tie_order"}
-    assert failed(args, {"indices": i32([0, 1, 2]), "weights": f32([0.5, 0.5, 0])}) == {"nan_policy"}
+    assert failed(args, {"indices": i32([0, 1, 2]), "weights": f32([0.5, 0.5, 0])}) == set()
+    assert failed(args, {"indices": i32([0, 1, 3]), "weights": f32([0.5, 0.5, 0])}) == {"tie_order"}
     assert failed(args, {"indices": i32([0, 4, 5]), "weights": third}) == {"selection"}
     assert failed(args, {"indices": i32([0, 1, 4]), "weights": f32([0.5, 0.5, NAN])}) == {"nan_policy"}
     assert failed(args, {"indices": i32([0, 1, 4]), "weights": f32([1.5, 0.5, 0])}) == {"weights"}

@@ -106,6 +106,7 @@ GATE_PROBES = [
     gate(f32([0, 0, 3, 3]), 1, num_expert_group=2),
     gate(f32([2, 0, 0, 0]), 1, num_expert_group=2, bias=torch.full((4,), -3.0)),
     gate(f32([NAN, 2, 2, 0, 0, 0]), 1, num_expert_group=2),
+    gate(f32([1, 1, 0, 0]), 2, num_expert_group=2, bias=f32(0, -INF, 0, -INF)),
     gate(f32([0, 1]), 1, bias=f32(2, 0), renormalize=False),
     gate(f32([3, 4]), 1, bias=f32(0.3, 0)),
     gate(f32([1, 1.0078125]).bfloat16(), 1, bias=f32(4, 4)),

@@ -35,9 +35,9 @@ def rank_bounds(case: Case, subject: Subject, check: str, actual: Mapping[str, A
     Returns
     -------
     dict or None
-        ``low`` and ``high``, ``[T, E]``: bounds of each expert's ranking score, NaN as −inf, −inf and dropped experts
-        as −1e300; ``ties``, ``[T, E]``: equal where experts must come by id, or None. None in place of all where only
-        one answer is right, or where the bounds would let the ids seen pass.
+        ``low`` and ``high``, ``[T, E]``: bounds of each expert's ranking score, −inf as −1e300, NaN below it, dropped
+        experts from below NaN to −1e300; ``ties``, ``[T, E]``: equal where experts must come by id, or None. None in
+        place of all where only one answer is right, or where the bounds would let the ids seen pass.
     """
     if case.op != "fused_gate" or check not in CHECKS or {"expert_map", "num_token_non_padded"} & case.tensors.keys():
         return None
@@ -52,7 +52,7 @@ def rank_bounds(case: Case, subject: Subject, check: str, actual: Mapping[str, A
     if params.num_expert_group > 1:
         kept = gold_groups(rows, params)
         sure = certain(better_groups(rows, ranking, params), kept)
-        ranking = ranking.within(kept)
+        ranking = ranking.either(kept)
     chosen = gold_ids(rows, kept, params)
     if bool((sure & _only_answer(ranking, chosen)).all()):
         return None

@@ -87,6 +87,24 @@ class DroppedMaskedZero(Gate):
         return c.masked_fill(dropped, 0.0)
 
 
+@_plant("gate-dropped-lowest-finite", "selection", "tie_order", examples=400, experts=6, topk=2, domain=GROUPED)
+class DroppedLowestFinite(Gate):
+    """Experts of dropped groups get the lowest finite score and win where those of kept groups have −inf."""
+
+    def mask(self, c: Tensor, dropped: Tensor) -> Tensor:
+        return c.masked_fill(dropped, torch.finfo(c.dtype).min)
+
+
+@_plant(
+    "gate-dropped-by-score", "selection", "tie_order", "nan_policy", examples=200, experts=6, topk=3, domain=GROUPED
+)
+class DroppedByScore(Gate):
+    """Experts of dropped groups fill the places that numbers in kept groups leave, best first by their own score."""
+
+    def mask(self, c: Tensor, dropped: Tensor) -> Tensor:
+        return torch.where(dropped, c.clamp(-1e30, 1e30) * 1e-30 - 3e38, c)
+
+
 @_plant("gate-bias-ignored", "selection", examples=60, experts=2, topk=1)
 class BiasIgnored(Gate):
     """The bias doesn't take part in the ranking."""
@@ -183,7 +201,7 @@ class NanFirst(Gate):
         return c.argsort(dim=-1, descending=True, stable=True)
 
 
-@_plant("gate-nan-ties-neg-inf", "nan_policy", "selection", "tie_order", examples=600, experts=2, topk=2)
+@_plant("gate-nan-ties-neg-inf", "nan_policy", "selection", "tie_order", examples=1500, experts=2, topk=2)
 class NanTiesNegInf(Gate):
     """NaN is ranked as −inf, so that it comes before a true −inf of a higher id."""
 

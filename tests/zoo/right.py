@@ -133,6 +133,18 @@ class ScaleFolded(Gate32):
         return w if self.renormalize else super().scale(w)
 
 
+class KeptOnly(Gate):
+    """Looks for experts in the kept groups alone, and there at those with a NaN score at last."""
+
+    def mask(self, c: Tensor, dropped: Tensor) -> Tensor:
+        self.out = dropped
+        return super().mask(c, dropped)
+
+    def rank(self, c: Tensor) -> Tensor:
+        order = super().rank(c)
+        return order.gather(1, self.out.gather(1, order).byte().argsort(dim=1, stable=True))
+
+
 class Double(Gate):
     """float64 throughout, rounded once at the end."""
 
@@ -226,6 +238,7 @@ _add("right-gate-lanes", Lanes)
 _add("right-gate-reciprocal", Reciprocal)
 _add("right-gate-scale-first", ScaleFirst)
 _add("right-gate-scale-folded", ScaleFolded)
+_add("right-gate-kept-only", KeptOnly)
 _add("right-gate-double", Double)
 _add("right-gate-rank-double", RankDouble)
 _add("right-align", Align)

@@ -14,6 +14,10 @@ from .scores import TINY, U
 FLOAT_MAX = (2 - 2.0**-23) * 2.0**127
 CELLS = 1 << 23
 """Pairs of an expert and a place that are compared at a time; bounds the workspace."""
+ABOVE_DROPPED = 2 * LAST
+"""Key of NaN where dropped experts come behind it."""
+DROPPED_CLASS = LIMIT_CLASS + 3
+"""Tie class of dropped experts there."""
 MAX_SETS = 128
 """Sets of groups that are tried one by one; with more of them such a row is left open."""
 
@@ -45,6 +49,19 @@ class Ranking:
         classes = None if self.classes is None else torch.where(mask, self.classes, LIMIT_CLASS)
         return Ranking(torch.where(mask, self.low, LAST), torch.where(mask, self.high, LAST), classes)
 
+    def without(self, dropped: torch.Tensor) -> Ranking:
+        """Return the ranking with the experts of the dropped groups, ``[R, G]``, behind those of NaN."""
+        mask = per_expert(dropped, self.low.shape[1])
+        classes = None if self.classes is None else torch.where(mask, DROPPED_CLASS, self.classes)
+        low, high = (v.clamp(min=ABOVE_DROPPED).masked_fill_(mask, -torch.inf) for v in (self.low, self.high))
+        return Ranking(low, high, classes)
+
+    def either(self, kept: torch.Tensor) -> Ranking:
+        """Return the ranking that leaves open what dropped experts count as, `within` or `without`."""
+        inside, outside = self.within(kept), self.without(~kept)
+        low, high = torch.minimum(inside.low, outside.low), torch.maximum(inside.high, outside.high)
+        return Ranking(low, high, outside.classes)
+
     def misplaced(self, chosen: torch.Tensor) -> torch.Tensor:
         """Return ``[R, E]``: experts left out that are certainly better than one taken."""
         worst = self.high.gather(1, chosen).amin(1, keepdim=True)
@@ -70,6 +87,13 @@ class Ranking:
     def explains(self, chosen: torch.Tensor) -> torch.Tensor:
         """Say for each row whether the choice and its order are possible."""
         return ~self.misplaced(chosen).any(1) & self.in_order(chosen)
+
+    def explains_with(self, kept: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Say the same with only some groups kept, ``[R, G]``.
+
+        Dropped experts count as -inf, or are out: where kept groups lack numbers, either is possible.
+        """
+        return self.within(kept).explains(chosen) | self.without(~kept).explains(chosen)
 
 
 def admissible(
@@ -99,7 +123,7 @@ def admissible(
     if kept is None:
         return ranking.explains(chosen)
     better = better_groups(rows, ranking, params)
-    fine = ranking.within(kept).explains(chosen)
+    fine = ranking.explains_with(kept, chosen)
     vague = (~certain(better, kept)).nonzero().flatten()
     if len(vague):
         some = ranking.take(vague)
@@ -135,7 +159,7 @@ def _each_set(ranking: Ranking, better: torch.Tensor, chosen: torch.Tensor, para
         kept = torch.zeros(groups, dtype=torch.bool, device=chosen.device)
         kept[list(members)] = True
         closed = ~(better & ~kept[:, None] & kept).flatten(1).any(1)
-        fine |= closed & ranking.within(kept.expand(len(chosen), -1)).explains(chosen)
+        fine |= closed & ranking.explains_with(kept.expand(len(chosen), -1), chosen)
     return fine
 
 
