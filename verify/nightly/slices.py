@@ -15,11 +15,13 @@ from moeproof.strategies.case import Case
 from moeproof.verify.campaign import CHUNK, Campaign, State, fits
 from moeproof.verify.child import Child, Executor, Isolated
 from moeproof.verify.config import Config
+from moeproof.verify.corpus import read_case
 from moeproof.verify.coverage import Coverage
 from moeproof.verify.events import Event, Sink
 from moeproof.verify.explore import derived
 from moeproof.verify.extras import EXTRAS, complete
-from moeproof.verify.finding import Finding, identity
+from moeproof.verify.finding import Finding, identity, make_finding
+from moeproof.verify.reduce.engine import Reduced
 from moeproof.verify.subject import Subject
 from moeproof.verify.violation import Violation
 
@@ -198,12 +200,11 @@ class SliceCampaign(Campaign):
         return time.time() > self._work.deadline
 
     def _failed(self, state: State, case: Case, violation: Violation, refusal: bool) -> None:
-        if self._replaying and self._known(state, case, violation, refusal):
-            return
         limit = min(self.config.reduce_seconds, self._work.deadline + GRACE - time.time())
         given, self.config = self.config, replace(self.config, reduce_seconds=max(0.1, limit))
         try:
-            super()._failed(state, case, violation, refusal)
+            if not (self._replaying and self._known(state, case, violation, refusal)):
+                super()._failed(state, case, violation, refusal)
         finally:
             self.config = given
 
@@ -217,12 +218,27 @@ class SliceCampaign(Campaign):
     def _known(self, state: State, case: Case, violation: Violation, refusal: bool) -> bool:
         """Recognise a kept case that fails as it did when it was reduced, and spend no time on it again."""
         name = identity(state.subject, case, violation, refusal=refusal)
-        place = self.config.out / "findings" / name
-        if not (place / "finding.json").exists():
+        if self._has(name):
+            self._say_known(name)
+        elif not self._was_cut_short(state, case, violation):
             return False
         state.failures[violation.check] += 1
-        self._say_known(name)
         return True
+
+    def _was_cut_short(self, state: State, case: Case, violation: Violation) -> bool:
+        """Recognise a kept case whose reduction was cut short, by what it holds: its traits tell nothing."""
+        seen = Reduced(case, violation, failed=1, runs=1, tries=0, seconds=0.0, complete=False)
+        finding = make_finding(state.subject, seen, refusal=False, device=state.executor.device, actual={})
+        kept = self.config.out / "findings" / finding.identity / "case.json"
+        if not self._has(finding.identity) or digest(read_case(kept)) != digest(case):
+            return False
+        if not self._is_kept(state, finding):  # another night may have reduced one of its kind to the end
+            self._say_known(finding.identity)
+        return True
+
+    def _has(self, name: str) -> bool:
+        """Say whether a finding is kept."""
+        return (self.config.out / "findings" / name / "finding.json").exists()
 
 
 def digest(case: Case) -> str:
