@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from zoo.entry import FRONT_DOOR
 
 from moeproof.strategies.case import Case, TensorSpec
@@ -23,6 +25,7 @@ from moeproof.verify import campaign as module
 from moeproof.verify import corpus
 from moeproof.verify.child import HarnessError, Inline, NoMemoryError
 from moeproof.verify.config import Config, ConfigError
+from moeproof.verify.console import LiveConsole
 from moeproof.verify.coordinator import Summary, run
 from moeproof.verify.events import Event, JsonLines
 from moeproof.verify.execute import Outcome
@@ -189,6 +192,59 @@ def test_a_time_limit_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # The case that is under way when a subject's turn is over is brought to its end.
     assert 10.0 <= clock[0] <= 10.0 + 0.125 * 2 * module.ROUNDS
     assert all(c.cases == pytest.approx(40, abs=2 * module.ROUNDS) for c in summary.subjects.values())
+
+
+@pytest.mark.parametrize(("each", "cases"), [(0.0625, 80), (50.0, 0)])
+def test_what_is_compiled_counts_as_time_only_past_as_much_again(
+    each: float, cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, events = [0.0], []
+    config = Config(subjects=(zoo("right-append"),), seconds=10.0, seed=3, out=tmp_path, isolate=False)
+    campaign = module.Campaign(config, events.append)
+    real = Inline.run
+
+    def run(self: Inline, *args: Any, **kwargs: Any) -> Any:
+        campaign.note_build("its kernel", None)
+        campaign.note_build("its kernel", each)
+        clock[0] += 0.125 + each
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(Inline, "run", run)
+    campaign.run()
+    last = [e for e in events if e.kind == "progress"][-1].data
+    ran = last["subjects"]["zoo:right-append"]["cases"]
+    assert last["building"] == pytest.approx(ran * each)
+    assert clock[0] <= 20.0 + module.ROUNDS * (0.125 + each)
+    assert ran == pytest.approx(cases, abs=2 * module.ROUNDS)
+
+
+def test_kept_cases_are_replayed_subject_by_subject_before_the_time_to_fuzz(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
+    for experts in (3, 4):
+        corpus.keep(tmp_path / "corpus", f"case-{experts}", tie_case(experts))
+    _, events = fuzz(tmp_path, "right-gate", "right-gate-float32", cases=2)
+    counts = [
+        tuple(s["cases"] for s in e.data["subjects"].values())
+        for e in events
+        if e.kind == "progress" and e.data["replaying"]
+    ]
+    assert counts == [(1, 0), (2, 0), (2, 1), (2, 2)]
+    assert not events[-2].data["replaying"]
+    console = Console(file=StringIO(), width=200)
+    live = LiveConsole(console, 60.0)
+    shown = []
+    for event in [Event("building", {"what": "its kernel"}), *events]:
+        live(event)
+        shown.append(live._line())
+    assert shown[0].endswith("compiling its kernel")
+    replays = [line for line in shown if line.endswith("replaying kept cases")]
+    assert len(replays) >= 4
+    assert not [line for line in replays if "left" in line]
+    assert " s left; fuzz runs" in shown[-1]
+    assert console.file.getvalue().count("the time to fuzz does not run") == 1
 
 
 def _fails_on(op: str, error: Exception) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ SUSPECT = """
 import os, pathlib, signal, subprocess, sys, time
 import torch
 from moeproof.strategies.domain import GateDomain
+from moeproof.verify.building import building
 from moeproof.verify.subject import Subject
 
 def call(args, outputs):
@@ -48,6 +49,10 @@ def call(args, outputs):
         time.sleep(600)
     if what == 8:
         print("noise on stdout", flush=True)
+    if what in (11, 12):
+        with building("its kernels"), building("their headers"):
+            time.sleep(1.0)
+        time.sleep(600 * (what == 12))
     if what == 9:
         raise ValueError("a bad argument")
     if what == 10:
@@ -128,6 +133,22 @@ def test_a_death_is_an_outcome_and_the_next_case_runs(
     assert not child.inflight.exists()
     assert executor.run(case(1)).violations == ()
     assert child.starts == starts + 1
+
+
+def test_the_watchdog_waits_for_what_is_compiled_and_no_longer(child: Child, suspects: dict[str, Subject]) -> None:
+    executor = Isolated(suspects["kernel"], child)
+    executor.run(case(1))
+    told: list[tuple[str, float | None]] = []
+    child.on_build = lambda what, seconds: told.append((what, seconds))
+    child.seconds = 0.7
+    try:
+        assert executor.run(case(11)).violations == ()
+        assert {what for what, _ in told} == {"its kernels"}
+        assert told[0][1] is None
+        assert 1.0 <= (told[1][1] or 0.0) < PATIENCE
+        assert executor.run(case(12)).checks == ("hang",)
+    finally:
+        child.seconds = PATIENCE
 
 
 def test_what_runs_well_needs_no_restart(child: Child, suspects: dict[str, Subject]) -> None:

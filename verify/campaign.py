@@ -95,10 +95,11 @@ class Campaign:
         self.index = index
         self.findings: set[str] = set()
         self.states: list[State] = []
-        self.reducing = 0.0
+        self.reducing = self.building = 0.0
         self._children: dict[str, Child] = {}
         self._begin = time.monotonic()
-        self._reduced_before = 0.0
+        self._reduced_before = self._built_before = 0.0
+        self._replaying = False
         self._shown = 0.0
 
     def run(self) -> None:
@@ -107,8 +108,11 @@ class Campaign:
             try:
                 self._prepare()
                 self._recover()
+                self._replaying = True
                 self._replay()
+                self._replaying = False
                 self._begin, self._reduced_before = time.monotonic(), self.reducing
+                self._built_before = self.building
                 self._fuzz()
                 for state in self.states:  # another worker may have kept the same by now
                     self._compare_held(state)
@@ -155,6 +159,7 @@ class Campaign:
             inflight = self.config.out / "inflight" / f"{self.index}-{family}.json"
             self._children[family] = Child(seconds=self.config.case_seconds, inflight=inflight)
         child = self._children[family]
+        child.on_build = self.note_build
         child.load(subject)
         return Isolated(subject, child)
 
@@ -181,7 +186,8 @@ class Campaign:
         return derived(path.name) % self.config.workers == self.index
 
     def _replay(self) -> None:
-        for entry, state in itertools.product(self._kept_cases(), self.states):
+        # A subject that compiles what it runs, such as one on the executor, keeps none of those before it waiting.
+        for state, entry in itertools.product(self.states, self._kept_cases()):
             if fits(entry, state):
                 self._case(state, entry.case, extras=complete(perturb=self.config.perturb))
 
@@ -208,7 +214,7 @@ class Campaign:
                 self._chunk(state, min(CHUNK, target - state.cases), until=None)
 
     def _by_time(self, seconds: float) -> None:
-        """Give each subject its share of the time, in turns; time spent on reduction is not counted."""
+        """Give each subject its share of the time, in turns; reduction and compilation are not counted."""
         for turn in range(ROUNDS):
             for position, state in enumerate(self.states):
                 left = (ROUNDS - turn) * len(self.states) - position
@@ -220,8 +226,11 @@ class Campaign:
                     self._chunk(state, CHUNK, until=until)
 
     def _fuzzing(self) -> float:
-        """Return the seconds spent so far, without reduction."""
-        return time.monotonic() - self._begin - (self.reducing - self._reduced_before)
+        """Return the seconds spent so far, without reduction, and without compilation up to the time to fuzz."""
+        built = self.building - self._built_before
+        if self.config.seconds is not None:
+            built = min(built, self.config.seconds)
+        return time.monotonic() - self._begin - (self.reducing - self._reduced_before) - built
 
     def _chunk(self, state: State, count: int, until: float | None) -> None:
         state.chunks += 1
@@ -262,7 +271,7 @@ class Campaign:
 
     @contextlib.contextmanager
     def _timed(self, state: State) -> Iterator[None]:
-        """Add the time spent inside, without reduction, to a subject's."""
+        """Add the time spent inside, as `_fuzzing` counts it, to a subject's."""
         begin = self._fuzzing()
         try:
             yield
@@ -338,12 +347,11 @@ class Campaign:
             return
         state.reductions[key] += 1
         self._emit("reducing", subject=state.subject.name, check=violation.check)
-        begin = time.monotonic()
         # Until the finding is written, the case as found is what survives Ctrl-C or a kill.
         raw = corpus.keep(self.config.out / "corpus", f"raw-{derived(case.dumps()):x}", case)
         limit = self.config.reduce_seconds
-        finding = reduce_to_finding(state.executor, case, violation, refusal=refusal, seconds=limit)
-        self.reducing += time.monotonic() - begin
+        with self._timed_reduction():
+            finding = reduce_to_finding(state.executor, case, violation, refusal=refusal, seconds=limit)
         state.cut_short[key] += not finding.complete
         if not finding.failed and violation.check in ("cuda_error", "hang"):
             text = f"{state.subject.name}: {violation.check} seen once, not again in {finding.runs} runs: {raw}"
@@ -356,6 +364,13 @@ class Campaign:
             self._cut_short(state, key, finding)
         if all(raw != kept for _, kept in state.held.values()):
             raw.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _timed_reduction(self) -> Iterator[None]:
+        """Add the time spent inside, without compilation, to that of reductions."""
+        begin = time.monotonic() - self.building
+        yield
+        self.reducing += time.monotonic() - self.building - begin
 
     def _cut_short(self, state: State, key: str, finding: Finding) -> None:
         """Find out which kept finding it is; hold it back once if it is none, since the next may be reduced further."""
@@ -379,9 +394,8 @@ class Campaign:
 
     def _is_kept(self, state: State, finding: Finding) -> bool:
         """Say whether a finding that was cut short is one that is kept, and report that one then."""
-        begin = time.monotonic()
-        known = attributed(finding, self.config.out / "findings", state.executor, self.config.reduce_seconds)
-        self.reducing += time.monotonic() - begin
+        with self._timed_reduction():
+            known = attributed(finding, self.config.out / "findings", state.executor, self.config.reduce_seconds)
         if known is not None:
             self._say_known(known)
         return known is not None
@@ -427,6 +441,13 @@ class Campaign:
     def _emit(self, kind: str, **data: Any) -> None:
         self.sink(Event(kind, {"worker": self.index, **data}))
 
+    def note_build(self, what: str, seconds: float | None) -> None:
+        """Report that a subject begins to compile something, or count how long it took."""
+        if seconds is None:
+            self._emit("building", what=what)
+        else:
+            self.building += seconds
+
     def _progress(self, *, force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self._shown < PROGRESS_SECONDS:
@@ -440,4 +461,5 @@ class Campaign:
             for s in self.states
         }
         spent = {s.subject.name: s.spent for s in self.states}
-        self._emit("progress", subjects=subjects, spent=spent, seconds=self._fuzzing(), reducing=self.reducing)
+        times = {"seconds": self._fuzzing(), "reducing": self.reducing, "building": self.building}
+        self._emit("progress", subjects=subjects, spent=spent, replaying=self._replaying, **times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +99,11 @@ class Child:
         CPU threads that torch may use in the child.
     inflight : Path, optional
         File that holds the case while it runs: if everything dies, it is still there.
+
+    Attributes
+    ----------
+    on_build : callable
+        Takes what a process compiles, and None when it begins or the seconds that it took: the watchdog waits for it.
     """
 
     def __init__(self, *, seconds: float = 30.0, threads: int = 1, inflight: Path | None = None) -> None:
@@ -105,6 +111,7 @@ class Child:
         self.threads = threads
         self.inflight = inflight
         self.starts = 0
+        self.on_build: Callable[[str, float | None], None] = lambda what, seconds: None
         self._process: WorkerProcess | None = None
         self._spares: list[WorkerProcess] = []
         self._names: list[str] = []
@@ -213,14 +220,17 @@ class Child:
 
     def _started(self) -> WorkerProcess:
         if self._process is None:
-            self._process = self._spares.pop(0) if self._spares else WorkerProcess(self.threads)
+            self._process = self._spares.pop(0) if self._spares else self._new()
             self.starts += 1
         return self._process
+
+    def _new(self) -> WorkerProcess:
+        return WorkerProcess(self.threads, lambda what, seconds: self.on_build(what, seconds))
 
     def _stand_by(self) -> None:
         """Start spares, once this child has died and its successor is up."""
         while self.starts > 1 and len(self._spares) < SPARES:
-            spare = WorkerProcess(self.threads)
+            spare = self._new()
             for name in self._names:
                 spare.tell({"subject": name})
             self._spares.append(spare)

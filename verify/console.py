@@ -44,6 +44,7 @@ class LiveConsole:
         self.seconds = seconds
         self.summary = Summary()
         self.doing = "starting"
+        self._told_of_building = False
         self._last = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         if self._live is not None:
@@ -69,11 +70,17 @@ class LiveConsole:
             self.console.print(Text(f"note    {data['text']}", style="bold red" if data.get("error") else "dim"))
         elif event.kind == "reducing":
             self.doing = f"reducing a {data['check']} failure of {data['subject']}"
+        elif event.kind == "building":
+            if not self._told_of_building:
+                self._told_of_building = True
+                text = "note    compiles what is not in the cache yet; the time to fuzz does not run meanwhile"
+                self.console.print(Text(text, style="dim"))
+            self.doing = f"compiling {data['what']}"
         elif event.kind == "progress":
-            self.doing = f"{self.job} runs"
+            self.doing = "replaying kept cases" if self.summary.replaying else f"{self.job} runs"
         if self._live is not None:
             self._live.update(self._panel())
-        elif event.kind == "progress" and time.monotonic() - self._last >= self.EVERY:
+        elif time.monotonic() - self._last >= self.EVERY:
             self._last = time.monotonic()
             self.console.print(Text(self._line()))
 
@@ -85,7 +92,8 @@ class LiveConsole:
     def _line(self) -> str:
         s = self.summary
         spent = max(s.seconds, 1e-9)
-        left = f", {max(0.0, self.seconds - s.seconds):.0f} s left" if self.seconds else ""
+        runs = self.seconds and not s.replaying
+        left = f", {max(0.0, (self.seconds or 0.0) - s.seconds):.0f} s left" if runs else ""
         return (
             f"{s.cases} cases ({s.cases / spent:.0f}/s), {s.rows} rows ({s.rows / spent:.0f}/s), "
             f"{len(s.findings)} findings{left}; {self.doing}"
@@ -124,7 +132,8 @@ def print_summary(console: Console, summary: Summary) -> None:
     spent = max(summary.seconds, 1e-9)
     console.print(
         f"{summary.cases} cases ({summary.cases / spent:.0f}/s), {summary.rows} rows ({summary.rows / spent:.0f}/s) "
-        f"in {summary.seconds:.1f} s, {summary.reducing:.1f} s of them reducing"
+        f"in {summary.seconds:.1f} s, and {summary.reducing:.1f} s reducing"
+        + (f", {summary.building:.1f} s compiling" if summary.building else "")
         + ("; interrupted, everything is kept" if summary.interrupted else "")
     )
     if not summary.findings:

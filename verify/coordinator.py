@@ -47,8 +47,10 @@ class Summary:
         Subjects that could not run, and why.
     notes : list of str
         What else a person should know.
-    seconds, reducing : float
-        Time spent, and the part of it spent on reduction.
+    seconds, reducing, building : float
+        Time spent, and that spent on reduction and on compiling what subjects run, which is not part of it.
+    replaying : bool
+        Kept cases are being replayed; the time to fuzz has not begun.
     interrupted : bool
         Ctrl-C ended the run.
     errors : list of str
@@ -62,6 +64,8 @@ class Summary:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     reducing: float = 0.0
+    building: float = 0.0
+    replaying: bool = False
     interrupted: bool = False
     errors: list[str] = field(default_factory=list)
     _latest: dict[int, dict[str, Any]] = field(default_factory=dict, repr=False)
@@ -89,6 +93,8 @@ class Summary:
                 self.failures.setdefault(name, Counter()).update(counts["failures"])
         self.seconds = max(d["seconds"] for d in self._latest.values())
         self.reducing = sum(d["reducing"] for d in self._latest.values())
+        self.building = sum(d.get("building", 0.0) for d in self._latest.values())
+        self.replaying = any(d.get("replaying", False) for d in self._latest.values())
 
     @property
     def cases(self) -> int:

@@ -20,6 +20,7 @@ KINDS = (
     "unavailable",
     "progress",
     "failure",
+    "building",
     "reducing",
     "finding",
     "known",

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .channel import Channel, DeadError, describe_exit, end_group, start, tail
 
 SEND_SECONDS = 60.0
 """How long a process may take to read a request."""
+BUILD_SECONDS = 600.0
+"""How long it may take to compile what a request needs."""
 
 
 class WorkerProcess:
@@ -25,9 +28,12 @@ class WorkerProcess:
     ----------
     threads : int
         CPU threads that torch may use in it.
+    on_build : callable
+        Takes what it compiles, and None when it begins or the seconds that it took.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, on_build: Callable[[str, float | None], None]) -> None:
+        self._on_build = on_build
         self.loaded: dict[str, str] = {}
         self._owed = 0
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -66,13 +72,22 @@ class WorkerProcess:
         DeadError
             If the process hangs up.
         TimeoutError
-            If the answer takes longer than `seconds`.
+            If the answer takes longer than `seconds`, without what it compiles meanwhile.
         """
         deadline = time.monotonic() + seconds
-        while self._owed:
-            self._channel.receive(deadline)
-            self._owed -= 1
-        return self._channel.receive(deadline)
+        limit = deadline
+        while True:
+            said = self._channel.receive(limit)
+            if "building" in said:
+                limit = time.monotonic() + BUILD_SECONDS
+                self._on_build(said["building"], None)
+            elif "built" in said:
+                limit = deadline = deadline + said["seconds"]
+                self._on_build(said["built"], said["seconds"])
+            elif self._owed:
+                self._owed -= 1
+            else:
+                return said
 
     def reap(self) -> str:
         """Wait for a process that hung up, and say how it ended and what it printed last."""

@@ -7,11 +7,13 @@ runs in a lost context, and when its parent ends.
 from __future__ import annotations
 
 import ctypes
+import json
 import signal
 import socket
 import sys
 from typing import Any
 
+from .building import tell_with
 from .serving import serve
 from .subject import Unavailable
 
@@ -32,6 +34,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(int(sys.argv[2]))
+    tell_with(lambda said: channel.sendall(json.dumps(said).encode() + b"\n"))
     serve(channel, _load, _answer)
 
 

@@ -25,7 +25,7 @@ RETRY = 15.0
 PATIENCE = 45.0
 """How long the end of a run waits for its last write."""
 _URGENT = ("start", "finding", "known", "end")
-_DROPPED = ("failure", "reducing")
+_DROPPED = ("failure", "building", "reducing")
 """Events of which ``progress`` holds the counts, or that say only what goes on."""
 
 

@@ -138,10 +138,10 @@ class SliceCampaign(Campaign):
         self._memory = memory
         self._examples = examples
         self._store = store
-        self._replaying = False
 
     def _executor(self, subject: Subject) -> Executor:
         child = self._pool.of(subject, self.config.case_seconds)
+        child.on_build = self.note_build
         return Isolated(subject, child)
 
     def _prepare(self) -> None:
@@ -150,7 +150,6 @@ class SliceCampaign(Campaign):
             state.failures = self._memory.failures.setdefault(state.subject.name, Counter())
 
     def _replay(self) -> None:
-        self._replaying = True
         for state in self.states:
             if self._work.kind == "corpus":
                 self._replay_kept(state, time.monotonic() + self._work.seconds)
@@ -161,7 +160,6 @@ class SliceCampaign(Campaign):
                 if case.dumps() not in tried and not self._late() and time.monotonic() < end:
                     tried.add(case.dumps())
                     self._case(state, case, extras=tuple(EXTRAS))
-        self._replaying = False
 
     def _replay_kept(self, state: State, end: float) -> None:
         """Replay kept cases until a time, those first whose last replay is longest ago; note what was done."""

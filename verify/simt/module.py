@@ -139,7 +139,8 @@ def load(file: Path, names: tuple[str, ...], defines: tuple[str, ...] = ()) -> M
         If this machine has no compiler, or no cache folder.
     """
     key = digest([runtime_key(), *names, "--", *defines, "--", *source_parts(file)])
-    path = cached(f"{file.stem}-{key}.so", lambda made: _build(file, names, defines, made))
+    what = f"{', '.join(names)[:200]} of {file.name}"
+    path = cached(f"{file.stem}-{key}.so", what, lambda made: _build(file, names, defines, made))
     return _loaded(path, names)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeproof.kernels.compiler import cache_dir
+from moeproof.verify.building import building
 from moeproof.verify.files import write_text
 from moeproof.verify.subject import Unavailable
 
@@ -116,8 +117,17 @@ def runtime_key() -> str:
     return digest([compiler().path, compiler().version, str(RUNTIME), *options, *contents])
 
 
-def cached(name: str, build: Callable[[Path], None]) -> Path:
+def cached(name: str, what: str, build: Callable[[Path], None]) -> Path:
     """Return a file of the cache; `build` makes it in a folder of its own, from which it is renamed into place.
+
+    Parameters
+    ----------
+    name : str
+        The file's name: another for everything that it is made from.
+    what : str
+        What a person who waits for it is told.
+    build : callable
+        Makes the file of a path.
 
     Raises
     ------
@@ -130,7 +140,11 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
         return place
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{name}.lock"), tempfile.TemporaryDirectory(dir=folder, prefix="build-") as workshop:
+        with (
+            building(what),
+            _locked(folder / f"{name}.lock"),
+            tempfile.TemporaryDirectory(dir=folder, prefix="build-") as workshop,
+        ):
             if not place.exists():
                 made = Path(workshop) / name
                 build(made)
@@ -174,19 +188,20 @@ def runtime_library() -> Path:
         source = str(RUNTIME / "runtime.cpp")
         run_compiler(["-O2", "-g", "-shared", f"-Wl,-soname,{name}", "-o", str(made), source], "the SIMT runtime")
 
-    return cached(name, build)
+    return cached(name, "the executor's runtime", build)
 
 
 @functools.cache
 def prelude() -> Path:
     """Return the header that comes before every kernel source; g++ has it precompiled beside it."""
     text = f'#include "{RUNTIME / "simt.h"}"\n'
-    header = cached(f"simt-{runtime_key()}.h", lambda made: write_text(made, text))
+    what = "the executor's headers"
+    header = cached(f"simt-{runtime_key()}.h", what, lambda made: write_text(made, text))
     if not compiler().clang:
 
         def build(made: Path) -> None:
             options = [*compiler().instrumented(), "-I", str(RUNTIME), "-x", "c++-header", str(header)]
             run_compiler([*options, "-o", str(made)], "the SIMT headers")
 
-        cached(f"{header.name}.gch", build)
+        cached(f"{header.name}.gch", what, build)
     return header
