@@ -243,9 +243,9 @@ __device__ __forceinline__ float quotient(float part, float total) {
   return __fmaf_rn(__fmaf_rn(-q, total, part), inverse, q);
 }
 
-// Where a row's place is in the outputs: one wide multiplication of unsigned words.
-__device__ __forceinline__ unsigned long long place_of(const GateParams& p, unsigned row, int slot) {
-  return (unsigned long long)row * (unsigned)p.places + (unsigned)slot;
+// Where a row's place is in the outputs.
+__device__ __forceinline__ long long place_of(const GateParams& p, unsigned row, int slot) {
+  return (long long)row * p.places + slot;
 }
 
 // Slot r of 32 / SLOTS rows turns place r into its weight and id. The sum is a tree over the slots, places past the
@@ -266,7 +266,7 @@ __device__ __forceinline__ void write_places(const GateParams& p, unsigned row, 
   }
   if (slot < p.places && writes) {
     if (p.expert_map && !padded) id = p.expert_map[id * p.map_stride];
-    const unsigned long long at = place_of(p, row, slot);
+    const long long at = place_of(p, row, slot);
     p.weights[at] = padded ? 0.f : weight;
     p.indices[at] = padded ? -1 : id;
   }
@@ -297,7 +297,7 @@ template <int LANES, bool SPLIT>
 __device__ __forceinline__ void write_padding(const GateParams& p, unsigned row, bool present) {
   const int slot = threadIdx.x & (LANES - 1);
   if ((!SPLIT || threadIdx.x < 32) && slot < p.places && present) {
-    const unsigned long long at = place_of(p, row, slot);
+    const long long at = place_of(p, row, slot);
     p.weights[at] = 0.f;
     p.indices[at] = -1;
   }

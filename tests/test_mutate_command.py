@@ -159,7 +159,7 @@ def test_the_executor_tells_a_mutant_from_the_kernel(tmp_path: Path, monkeypatch
     for path in KERNELS.glob("*.cu*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     written = (KERNELS / "gate_row.cuh").read_text(encoding="utf-8")
-    wrong = written.replace("row * (unsigned)p.places", "row + (unsigned)p.places")
+    wrong = written.replace("(long long)row * p.places", "(long long)row + p.places")
     assert wrong != written
     (tmp_path / "gate_row.cuh").write_text(wrong, encoding="utf-8")
     cache = tmp_path / "cache"
