@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from interrupt_kit import interrupted
 from typer.testing import CliRunner
 from zoo.entry import FRONT_DOOR
 
@@ -161,25 +158,14 @@ def test_the_version_and_the_help() -> None:
 
 def test_workers_that_are_interrupted_before_they_have_begun_end_as_quietly(tmp_path: Path) -> None:
     """A worker imports for seconds: Ctrl-C of a terminal, which reaches it too, must wait for its handler."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moeproof.verify.cli", "fuzz", "-s", TIE, "--workers", "2", "--out", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
     log = tmp_path / "events.jsonl"
-    try:
-        end = time.monotonic() + 300
-        while not log.exists() or '"start"' not in log.read_text():
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        time.sleep(0.5)
-        os.killpg(process.pid, signal.SIGINT)
-        text, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()
+    _, text = interrupted(
+        ["fuzz", "-s", TIE, "--workers", "2", "--out", str(tmp_path)],
+        signal.SIGINT,
+        lambda: log.exists() and '"start"' in log.read_text(),
+        after=0.5,
+        group=True,
+    )
     assert "Traceback" not in text
     assert "interrupted, everything is kept" in text
 
@@ -188,32 +174,12 @@ def test_workers_that_are_interrupted_before_they_have_begun_end_as_quietly(tmp_
 def test_an_interrupted_run_ends_with_its_summary_and_everything_kept(
     number: signal.Signals, workers: str, tmp_path: Path
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "moeproof.verify.cli",
-        "fuzz",
-        "-s",
-        TIE,
-        "--seconds",
-        "1000",
-        "--workers",
-        workers,
-    ]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    code, text = interrupted(
+        ["fuzz", "-s", TIE, "--seconds", "1000", "--workers", workers, "--out", str(tmp_path)],
+        number,
+        lambda: list(tmp_path.glob("findings/*/finding.json")),
     )
-    try:
-        end = time.monotonic() + 300
-        while not list(tmp_path.glob("findings/*/finding.json")):
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        process.send_signal(number)
-        text, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 1, text
+    assert code == 1, text
     assert "Traceback" not in text
     assert "interrupted, everything is kept" in text
     assert "tie_order (new)" in text

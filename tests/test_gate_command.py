@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,6 +13,7 @@ import torch
 from click.testing import Result
 from gate_kit.repository import ENVIRONMENT, commit, edit, forget, git, team
 from gate_kit.sarif import problems
+from interrupt_kit import interrupted
 from typer.testing import CliRunner
 
 from moeproof.verify.bench.shapes import parse
@@ -190,17 +187,12 @@ def test_what_nothing_here_can_run_is_no_pass(repository: Path) -> None:
 def test_sigterm_leaves_reports_and_no_folders(repository: Path, tmp_path: Path) -> None:
     edit(repository / "work.py", *SLOW)
     edit(repository / "lanes.toml", "T=8", "T=8/7/6/5/4/3/2/1")
-    command = [sys.executable, "-m", "moeproof.verify.cli", "gate", "--base", "main", "--lanes", "lanes.toml"]
-    command += ["--only", "bench", "--junit", "j.xml"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    end = time.monotonic() + 300
-    while not list((tmp_path / "tmp").glob(f"{PREFIX}*/base/work.py")):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 2, output
+    code, output = interrupted(
+        ["gate", "--base", "main", "--lanes", "lanes.toml", "--only", "bench", "--junit", "j.xml"],
+        signal.SIGTERM,
+        lambda: list((tmp_path / "tmp").glob(f"{PREFIX}*/base/work.py")),
+        after=0.5,
+    )
+    assert code == 2, output
     assert "no verdict: it was interrupted" in output
     assert ElementTree.parse(repository / "j.xml").getroot().get("errors") == "1"
