@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ from typer.testing import CliRunner
 from moeproof.verify.bench.shapes import parse
 from moeproof.verify.cli import app
 from moeproof.verify.gate.git import PREFIX
+from moeproof.verify.gate.speed import Trees
 from moeproof.verify.gate.timed import AbsentError, Bench, HostTimer
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[1]
 SLOW, TIE = ("3000", "6000"), ("torch.arange(experts)", "torch.arange(experts).flip(0)")
 
 
@@ -108,6 +111,20 @@ def test_a_planted_slow_down_fails(repository: Path) -> None:
     assert "slower at gate E=64 k=4 bias=0 T=8 (host clock)" in reason
     (alert,) = json.loads((repository / "s.sarif").read_text(encoding="utf-8"))["runs"][0]["results"]
     assert alert["ruleId"] == "speed"
+
+
+def test_a_checkout_that_holds_the_harness_is_compared_too(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, base = repository.resolve(), tmp_path.resolve() / "base"
+    shutil.copytree(root, base)
+    for folder in ("src", "kernels", "references", "strategies", "verify"):
+        shutil.copytree(ROOT / folder, root / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.syspath_prepend(str(root / "src"))
+    shape = parse("gate:E=8,T=1,k=2,bias=0")[0]
+    with Trees(root, base, "cpu").processes() as pair:
+        for process in pair:
+            assert process.ask("prepare", ("file", str(root / "routing.py"), "routing:team_gate"), shape, 0)
 
 
 def test_a_kernel_that_the_base_does_not_have_is_told(repository: Path, tmp_path: Path) -> None:

@@ -116,8 +116,9 @@ def strays(root: Path, tree: Path) -> list[str]:
     if tree == root:
         return []
     found = []
+    main = sys.modules.get("__main__")  # under the name __mp_main__ too, once multiprocessing is imported
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file and name.split(".")[0] not in ("moeproof", "__main__") and in_tree(file, root, tree):
+        if file and module is not main and name.split(".")[0] != "moeproof" and in_tree(file, root, tree):
             found.append(str(Path(os.path.realpath(file)).relative_to(root)))
     return found
