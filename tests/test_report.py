@@ -35,7 +35,7 @@ from moeproof.verify.report import words
 from moeproof.verify.report.chart import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Axis, Chart, Point, Series, chart
 from moeproof.verify.report.covered import covered
 from moeproof.verify.report.defects import defects
-from moeproof.verify.report.markdown import summarise
+from moeproof.verify.report.markdown import LONGEST, MOST, summarise
 from moeproof.verify.report.matrix import STATUSES, matrices
 from moeproof.verify.report.page import render
 from moeproof.verify.report.speed import speed_charts
@@ -297,6 +297,15 @@ def test_the_summary_shows_strangers_text_as_text() -> None:
     for line in text.splitlines():
         if line.startswith("| "):
             assert len(re.findall(r"(?<!\\)\|", line)) == 7
+
+
+def test_the_summary_stays_below_what_a_jobs_page_holds() -> None:
+    found = [finding("own:fused_gate", f"{n:010x}", script="x" * (LONGEST + n - 2)) for n in range(MOST + 1)]
+    (run,) = from_events(run_events("1" * 32, {OWN: counts(4)}, found=found))
+    text = summarise([run])
+    assert len(text.encode()) < 1 << 20
+    assert text.count("Script that shows it") == 3
+    assert f"`findings/{found[3]['identity']}/repro.py`, has {LONGEST + 1:,} bytes" in text
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from .defects import Defect, defects
 from .matrix import matrices
 
 MOST = 20
-"""Findings that are shown in full: a job's page holds a megabyte."""
+LONGEST = 30_000
+"""Findings that are shown in full, and bytes of a script that is shown: a job's page holds a megabyte."""
 _COLUMNS = ("subject", "version", "device", "cases", "rows", "open findings")
 _SPECIAL = re.compile(r"([\\`*_\[\]|~#])")
 
@@ -86,7 +87,11 @@ def _defect(defect: Defect, *, full: bool) -> list[str]:
     if not full:
         return [f"- {head}", ""]
     out = [f"#### {head}", "", _fenced(about["message"], "text"), ""]
-    if defect.script:
+    size = len(defect.script.encode())
+    if size > LONGEST:
+        where = code(f"findings/{about['identity']}/repro.py")
+        out += [f"The script that shows it, {where}, has {size:,} bytes; up to {LONGEST:,} are shown here.", ""]
+    elif size:
         script = ["<details><summary>Script that shows it</summary>", "", _fenced(defect.script, "python"), ""]
         out += [*script, "</details>", ""]
     return out
