@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from zoo import WRONG
 
 from moeproof.strategies.case import Case, TensorSpec
+from moeproof.strategies.domain import GateDomain
 from moeproof.strategies.domain_check import why_outside
 from moeproof.verify.child import Inline
 from moeproof.verify.execute import Outcome
@@ -119,6 +121,35 @@ def test_an_accepted_bad_argument_stays_the_same_argument() -> None:
     assert after is not None
     assert before.partition(" is ")[0] == after.partition(" is ")[0]
     assert cost(result.case) <= cost(case)
+
+
+class Batches:
+    """Executor of a subject that dies of more than 512 rows, whatever they hold."""
+
+    subject = replace(SUBJECTS["gate-flaky-order"], domain=GateDomain())
+
+    def __init__(self) -> None:
+        self.tried: list[Case] = []
+
+    def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
+        self.tried.append(case)
+        if case.main.shape[0] <= 512:
+            return Outcome((), case.main.shape[0])
+        return Outcome((Violation("cuda_error", "misaligned address"),), case.main.shape[0], fatal=True)
+
+
+def test_rows_are_made_alike_before_shorter_batches_are_tried() -> None:
+    executor = Batches()
+    case = Case("fused_gate", {"topk": 2}, {"logits": TensorSpec("float32", (513, 16), recipe=NORMAL)})
+    (violation,) = executor.run(case).violations
+    result = reduce_case(executor, case, violation, seconds=300)
+    assert result.complete
+    assert result.case.tensors["logits"].shape == (513, 1)
+    assert len(rows(result, "logits")) == 1  # type: ignore[arg-type]
+    first = next(
+        n for n, c in enumerate(executor.tried) if c.main.shape[0] == 513 and len(c.tensors["logits"].rows or ()) == 1
+    )
+    assert first <= 6  # each run of such a subject costs a process
 
 
 class Flaky:

@@ -27,7 +27,11 @@ LEADS = 4
 
 
 def fewer_tokens(case: Case, violation: Violation) -> Iterator[Case]:
-    """One failing row alone, with a neighbour, repeated, then ever smaller parts of the batch."""
+    """One failing row alone, repeated, with a neighbour, then ever smaller parts of the batch.
+
+    Repeated comes early: where the number of rows is what matters, and each try costs a process, there is no time to
+    try what shorter batches hold.
+    """
     count = tokens(case)
     if count <= 1:
         return
@@ -35,6 +39,11 @@ def fewer_tokens(case: Case, violation: Violation) -> Iterator[Case]:
     for row in leads:
         yield with_rows(case, [row])
     row = leads[0]
+    yield with_rows(case, [row], count=count)
+    alike = all(len(case.tensors[n].rows or ()) == 1 for n in ROW_TENSORS[case.op] if is_row_tensor(case, n))
+    if alike and "num_token_non_padded" not in case.tensors:
+        yield from (with_rows(case, [row], count=size) for size in _shorter(count))
+        return
     for pair in ((row - 1, row), (row, row + 1), (0, row), (row, count - 1)):
         if 0 <= pair[0] < pair[1] < count:
             yield with_rows(case, pair)
@@ -44,7 +53,6 @@ def fewer_tokens(case: Case, violation: Violation) -> Iterator[Case]:
         for start in (0, count - size, max(0, min(row - size // 2, count - size))):
             if size * width <= MAX_VALUES:
                 yield with_rows(case, range(start, start + size))
-    yield with_rows(case, [row], count=count)
     if count <= 64:
         for left_out in range(count):
             yield with_rows(case, [r for r in range(count) if r != left_out])
