@@ -349,6 +349,7 @@ def simple_append(subject: Subject) -> tuple[Case, Callable[[dict[str, Any]], No
 
 
 TWO, NAN, INF = (0.0, 0.0), (math.nan, 0.0), (math.inf, -math.inf)
+EIGHT = TWO * 4
 
 
 @pytest.mark.parametrize(
@@ -370,10 +371,26 @@ TWO, NAN, INF = (0.0, 0.0), (math.nan, 0.0), (math.inf, -math.inf)
         ("sglang:fused_gate@triton", TWO, NAN, {"topk": 1}, "bias holds NaN"),
         ("sglang:fused_gate@triton_softmax", NAN, None, {"topk": 1}, "logits holds NaN"),
         # Two infinities in a group.
-        ("sglang:fused_gate@triton", TWO, INF, {"topk": 1, "num_expert_group": 2}, "bias holds inf with groups"),
+        (
+            "sglang:fused_gate@triton",
+            EIGHT,
+            INF + TWO * 3,
+            {"topk": 1, "num_expert_group": 2},
+            "bias holds inf with groups",
+        ),
         ("sglang:fused_gate@triton", TWO, INF, {"topk": 1}, None),
-        ("sglang:fused_gate@triton", INF, TWO, {"topk": 1, "num_expert_group": 2}, None),
-        ("sglang:fused_gate@triton", TWO, (0.0, -math.inf), {"topk": 1, "num_expert_group": 2}, None),
+        ("sglang:fused_gate@triton", INF + TWO * 3, EIGHT, {"topk": 1, "num_expert_group": 2}, None),
+        ("sglang:fused_gate@triton", EIGHT, (0.0, -math.inf) * 4, {"topk": 1, "num_expert_group": 2}, None),
+        # A group without a second best.
+        ("sglang:fused_gate@triton", TWO, TWO, {"topk": 1, "num_expert_group": 2}, "at least 2 in a group"),
+        ("sglang:fused_gate@triton", (0.0,), (0.0,), {"topk": 1, "num_expert_group": 1}, None),
+        # A softmax that is NaN.
+        ("sglang:fused_gate@triton_softmax", INF, None, {"topk": 1}, "logits holds inf"),
+        ("sglang:fused_gate@triton_softmax", (-math.inf,) * 2, None, {"topk": 1}, "logits holds a row of -inf"),
+        ("sglang:fused_gate@triton_softmax", (0.0, -math.inf), None, {"topk": 1}, None),
+        # No candidate.
+        ("sglang:fused_gate@kimi_k2", TWO * 128, (-math.inf, 0.0) * 128, {"topk": 1}, "bias holds -inf"),
+        ("sglang:fused_gate@kimi_k2", TWO * 128, (math.inf, -3.4e38) * 128, {"topk": 1}, None),
         # A repeated id is wrong whatever the logits are.
         ("sglang:fused_gate@kimi_k2", NAN * 128, TWO * 128, {"topk": 2}, None),
     ],
@@ -393,7 +410,7 @@ def test_gates_are_judged_inside_what_they_claim(
 @pytest.mark.parametrize(
     ("logit", "bias", "ids", "weights", "checks"),
     [
-        # No candidate is left for the second place.
+        # No candidate is left for the second place; the domain leaves such a bias out.
         (0.0, (0.0, -math.inf), (0, 1), (0.5, 0.0), []),
         (0.0, (-math.inf, -math.inf), (0, 0), (0.0, 0.0), ["ids_invalid"]),
         (math.nan, TWO, (0, 1), (math.nan, math.nan), []),
@@ -414,6 +431,19 @@ def test_of_kimi_k2_the_weights_of_what_it_cannot_rank_are_open(
     args = arguments(case, case.build("cpu")[0])
     made = {"weights": torch.tensor([weights]), "indices": torch.tensor([ids], dtype=torch.int32)}
     assert [v.check for v in judge(case, subject, args, made)] == checks
+
+
+def test_of_triton_softmax_only_small_logits_are_looked_through_for_rows_of_minus_inf() -> None:
+    (subject,) = (s for s in SUBJECTS if s.name == "sglang:fused_gate@triton_softmax")
+    block = {"pattern": "constant", "value": 0.0, "special": -math.inf, "where": "one", "every": 1}
+    recipe = {"kind": "scores", "seed": 1, "blocks": [block], "edits": []}
+    params = {"topk": 1, "scoring": "softmax"}
+    small, large = (
+        Case("fused_gate", params, {"logits": TensorSpec("float32", (rows, 64), recipe=recipe)})
+        for rows in (1024, 1025)
+    )
+    assert why_outside(small, subject.domain) is None
+    assert "more than 65536 elements" in str(why_outside(large, subject.domain))
 
 
 SIMPLE = {

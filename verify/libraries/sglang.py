@@ -211,6 +211,14 @@ def _kimi_k2_path(case: Case) -> str:
     return "a block a token" if gate_shape(case)[0] <= 512 else "a warp a token"
 
 
+def _kimi_k2_extra(case: Case) -> str | None:
+    # Another rule, in both kernels: a score of -inf is no candidate, and a place without one gets id 0 and weight 0
+    # ("valid ? expert_id : 0"; pull request 15306 put that into the operator of sglang-kernel that this one follows).
+    if -math.inf in marked_values(case.tensors["bias"]):
+        return "bias holds -inf; allowed: down to the lowest finite number"
+    return None
+
+
 def _kimi_k2() -> Subject:
     # Limits: KimiK2MoEFusedGateKernel::run; a TensorMatcher without strides checks contiguity.
     domain = GateDomain(
@@ -224,6 +232,7 @@ def _kimi_k2() -> Subject:
         expert_map=False,
         layouts=CONTIGUOUS,
         thresholds={"tokens": (512,)},
+        extra=_kimi_k2_extra,
     )
     return subject(
         "sglang:fused_gate@kimi_k2",
@@ -233,8 +242,8 @@ def _kimi_k2() -> Subject:
         _kimi_k2_path,
         # Its header comment: "routed_scaling_factor folded into renorm (no-op when not renormalizing)".
         weights_scaled="renormalized",
-        # The same comment: "weights = sigmoid (no bias)", which passes a NaN on. A place for which no expert is above
-        # -FLT_MAX gets weight 0, in both kernels.
+        # The same comment: "weights = sigmoid (no bias)", which passes a NaN on; the kernel for more than 512 tokens
+        # ranks no NaN, and a place without an expert gets weight 0.
         unranked_weights="any",
     )
 
@@ -252,8 +261,13 @@ def _gate_path(case: Case) -> str:
 
 
 def _gate_extra(case: Case) -> str | None:
+    # A group's score is the sum of its two best ("per-group top-2-sum"), which one expert lacks. Its test holds it to
+    # biased_grouped_topk_impl, where topk(2) raises on such a group.
+    _, experts, _, groups, _ = gate_shape(case)
+    if groups > 1 and experts == groups:
+        return f"num_expert_group is {groups}; allowed for {experts} experts: at least 2 in a group"
     # Nothing claims a bias of +inf; beside -inf in a group it makes "top1 + top2", the group's score, NaN.
-    if gate_shape(case)[3] > 1 and math.inf in marked_values(case.tensors["bias"]):
+    if groups > 1 and math.inf in marked_values(case.tensors["bias"]):
         return "bias holds inf with groups; allowed: up to the largest finite number"
     return None
 
@@ -275,6 +289,25 @@ def _gate() -> Subject:
     return subject("sglang:fused_gate@triton", ("sglang",), _GATE, domain, _gate_path)
 
 
+_LOOKED_AT = 1 << 16
+"""Elements of logits up to which rows of -inf are looked for; larger ones must not name it."""
+
+
+def _gate_softmax_extra(case: Case) -> str | None:
+    # The rule for NaN (see _gate) holds for scores: a row with +inf or of nothing but -inf, whose softmax is NaN, is
+    # ranked by its logits ("Ranking by the (softcapped, biased) logit"), and the NaN reaches its weight.
+    logits = case.tensors["logits"]
+    values = set(marked_values(logits))
+    if math.inf in values:
+        return "logits holds inf; allowed: up to the largest finite number"
+    if -math.inf in values:
+        if math.prod(logits.shape) > _LOOKED_AT:
+            return f"logits holds -inf; allowed for more than {_LOOKED_AT} elements: finite numbers"
+        if bool(logits.contents("cpu").isneginf().all(1).any()):
+            return "logits holds a row of -inf; allowed: a finite number in each row"
+    return None
+
+
 def _gate_softmax() -> Subject:
     domain = GateDomain(
         experts=_EXPERTS,
@@ -287,6 +320,7 @@ def _gate_softmax() -> Subject:
         shared=range(3),
         expert_map=False,
         nan=False,  # as above
+        extra=_gate_softmax_extra,
     )
     return subject("sglang:fused_gate@triton_softmax", ("sglang",), _GATE, domain, _gate_path)
 
