@@ -437,9 +437,12 @@ def test_of_triton_softmax_only_small_logits_are_looked_through_for_rows_of_minu
     (subject,) = (s for s in SUBJECTS if s.name == "sglang:fused_gate@triton_softmax")
     block = {"pattern": "constant", "value": 0.0, "special": -math.inf, "where": "one", "every": 1}
     recipe = {"kind": "scores", "seed": 1, "blocks": [block], "edits": []}
-    params = {"topk": 1, "scoring": "softmax"}
     small, large = (
-        Case("fused_gate", params, {"logits": TensorSpec("float32", (rows, 64), recipe=recipe)})
+        Case(
+            "fused_gate",
+            {"topk": 1, "scoring": "softmax"},
+            {"logits": TensorSpec("float32", (rows, 64), recipe=recipe)},
+        )
         for rows in (1024, 1025)
     )
     assert why_outside(small, subject.domain) is None
