@@ -365,6 +365,17 @@ EIGHT = TWO * 4
         ),
         ("flashinfer:fused_gate@no_aux_tc", TWO, TWO, {"topk": 1}, None),
         ("flashinfer:fused_gate@no_aux_tc", TWO, TWO, {"topk": 2, "num_expert_group": 2, "topk_group": 2}, None),
+        # Two infinities in a group, whose score is NaN.
+        (
+            "flashinfer:fused_gate@no_aux_tc",
+            TWO * 2,
+            INF * 2,
+            {"topk": 1, "num_expert_group": 2},
+            "bias holds infinities of both signs",
+        ),
+        ("flashinfer:fused_gate@no_aux_tc", TWO, INF, {"topk": 1}, None),
+        ("flashinfer:fused_gate@no_aux_tc", INF * 2, TWO * 2, {"topk": 1, "num_expert_group": 2}, None),
+        ("flashinfer:fused_gate@no_aux_tc", TWO, (-math.inf,) * 2, {"topk": 1, "num_expert_group": 2}, None),
         # A NaN that is passed on.
         ("flashinfer:fused_gate@no_aux_tc", NAN, TWO, {"topk": 1}, "logits holds NaN"),
         ("sglang:fused_gate@triton", NAN, TWO, {"topk": 1}, "logits holds NaN"),

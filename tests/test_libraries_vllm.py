@@ -72,7 +72,21 @@ def test_what_is_not_finite_is_judged_in_the_kernel_for_groups_only(name: str, v
     held = {"logit": "logits", "bias": "bias"}[name]
     for shape in ((1, 4), (1, 256, 8), (1, 23, 23), (1, 512, 8, 8, 4)):
         assert f"{held} holds NaN or an infinity" in str(why_outside(case(*shape, **{name: value}), GROUPED.domain))
-    assert why_outside(case(1, 4, 2, 2, 1, **{name: value}), GROUPED.domain) is None
+    why = why_outside(case(1, 4, 2, 2, 1, **{name: value}), GROUPED.domain)
+    assert why == (f"{held} holds NaN; allowed for a shape that takes this kernel: numbers" if value != value else None)
+
+
+@pytest.mark.parametrize(
+    ("bias", "words"),
+    [
+        ((math.inf, -math.inf, 0.0, 0.0), "bias holds infinities of both signs"),
+        ((math.inf, math.inf, 0.0, 0.0), "None"),
+        ((-math.inf,) * 4, "None"),
+    ],
+)
+def test_infinities_of_one_sign_are_judged_where_groups_are_ranked(bias: tuple[float, ...], words: str) -> None:
+    made = case(1, 4, 1, 2, 1).but(bias=TensorSpec("float32", (4,), rows=bias))
+    assert words in str(why_outside(made, GROUPED.domain))
 
 
 def test_a_finite_bias_that_rules_an_expert_out_is_judged() -> None:

@@ -11,7 +11,7 @@ from moeproof.strategies.case import Case
 from moeproof.strategies.domain import GateDomain
 from moeproof.verify.subject import Subject
 
-from .adapter import CONTIGUOUS, gate_shape, subject
+from .adapter import CONTIGUOUS, gate_shape, opposite_infinities, subject
 from .jit import COMPILE
 
 # Sources and include paths: flashinfer/jit/dsv3_optimizations.py; flags: gen_jit_spec in jit/core.py.
@@ -78,7 +78,12 @@ def _extra(case: Case) -> str | None:
     # The docstring of fused_topk_deepseek; 256 with groups is invokeNoAuxTc's own check.
     _, experts, _, groups, kept = gate_shape(case)
     each = experts // groups
-    if groups == 1 or (experts <= 256 and each <= 32 and each * kept <= 128):
+    if groups == 1:
+        return None
+    # trace/templates/sampling.py: a group's score is the sum of its two best, and torch.topk ranks a NaN first.
+    if opposite_infinities(case.tensors["bias"]):
+        return "bias holds infinities of both signs with groups; allowed: those of one"
+    if experts <= 256 and each <= 32 and each * kept <= 128:
         return None
     return (
         f"{experts} experts in {groups} groups of which {kept} are kept; allowed with groups: 256 experts, "

@@ -13,7 +13,7 @@ from moeproof.strategies.contents import holds_inf, holds_nan
 from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify.subject import Subject
 
-from .adapter import CONTIGUOUS, PACKAGE, gate_shape, subject
+from .adapter import CONTIGUOUS, PACKAGE, gate_shape, opposite_infinities, subject
 
 _LOAD = (
     PACKAGE
@@ -157,6 +157,13 @@ def _grouped_extra(case: Case) -> str | None:
         return f"num_expert_group is {groups}; allowed for {experts} experts: at least 2 in a group"
     path = _grouped_path(case)
     if path == "groups":
+        # Another rule for NaN, an expert's or a group's (+inf and -inf are its two best): it ranks first and reaches
+        # its weight, as in grouped_topk of router/grouped_topk_router.py, where torch.topk ranks NaN first.
+        for name in ("logits", "bias"):
+            if holds_nan(case.tensors[name]):
+                return f"{name} holds NaN; allowed for a shape that takes this kernel: numbers"
+        if opposite_infinities(case.tensors["bias"]):
+            return "bias holds infinities of both signs with groups; allowed: those of one"
         return None
     # These kernels document another rule. For one group an expert whose logit or bias is not finite is no candidate,
     # whatever its sign: preprocess_score, write_outputs and test_grouped_topk_single_group_nonfinite_scores give it
