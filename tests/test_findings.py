@@ -312,7 +312,7 @@ def test_a_launch_error_that_passes_is_not_called_a_death(findings: dict[str, Fi
     assert "except RuntimeError as error:" in text
 
 
-def test_identity_tells_checks_and_flags_apart_and_nothing_else(findings: dict[str, Finding]) -> None:
+def test_identity_tells_checks_and_flags_apart_and_nothing_else() -> None:
     case = gate((1, 2), ((0.0, 0.0),))
     one = _made("gate-tie-higher-id", case, "tie_order", "row 0").identity
     assert one == _made("gate-tie-higher-id", gate((1, 3), ((1.0,) * 3,)), "tie_order", "row 7").identity
@@ -322,8 +322,17 @@ def test_identity_tells_checks_and_flags_apart_and_nothing_else(findings: dict[s
         _made("gate-tie-higher-id", case.but(scoring="softmax"), "tie_order").identity,
         _made("gate-tie-higher-id", gate((1, 2), ((float("nan"), 0.0),)), "tie_order").identity,
         _made("gate-tie-higher-id", gate((999, 2), ((0.0, 0.0),)), "tie_order").identity,
+        _made("gate-tie-higher-id", gate((0, 2), ((0.0, 0.0),)), "tie_order").identity,
     }
-    assert len(others | {one}) == 6
+    assert len(others | {one}) == 7
+    grouped = [
+        _made("gate-tie-higher-id", case.but(num_expert_group=g, topk_group=kept), "tie_order").identity
+        for g, kept in ((1, 1), (2, 1), (8, 3), (9, 1), (16, 2), (256, 8))
+    ]
+    assert grouped[0] == one
+    assert grouped[1] == grouped[2]
+    assert grouped[3] == grouped[4]
+    assert len(set(grouped)) == 4
     outside = [_made("right-gate", gate((1, e), ((0.0,) * e,), topk=99), "domain", refusal=True) for e in (1, 20)]
     assert outside[0].identity == outside[1].identity
     assert outside[0].case.note.startswith("topk is 99")

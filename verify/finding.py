@@ -226,13 +226,16 @@ def features(case: Case) -> set[str]:
     rows, columns = case.main.shape
     found.add(f"rows~{_magnitude(rows)}")
     sizes = {"E": case.params.get("num_experts", columns), "k": case.params.get("topk", columns)}
+    if case.params.get("num_expert_group", 1) != 1:
+        sizes["groups"] = case.params["num_expert_group"]
     found |= {f"{n}~{_magnitude(int(v))}" for n, v in sizes.items()}
     return found
 
 
 def _odd(case: Case, name: str, value: Any) -> bool:
-    # Group counts differ between reductions of one defect; that there are groups does not.
-    return name in case.params and case.params[name] != value and name not in ("topk_group", "routed_scaling_factor")
+    # Of groups their number counts, and only roughly, as of other sizes.
+    sizes = ("num_expert_group", "topk_group", "routed_scaling_factor")
+    return name in case.params and case.params[name] != value and name not in sizes
 
 
 def _special(rows: Any) -> set[str]:
@@ -244,7 +247,7 @@ def _special(rows: Any) -> set[str]:
 
 
 def _magnitude(size: int) -> str:
-    return "few" if size <= 8 else "some" if size <= 128 else "many"
+    return "no" if not size else "few" if size <= 8 else "some" if size <= 128 else "many"
 
 
 def describe(case: Case) -> str:
