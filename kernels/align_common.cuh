@@ -73,18 +73,17 @@ __device__ __forceinline__ void load_experts(const AlignParams& p, int first, in
   }
 }
 
-// Lanes of the warp with the same expert, for lanes that have one; 0 for the others.
-__device__ __forceinline__ unsigned peers_of(int expert, int experts) {
-  unsigned peers = __ballot_sync(~0u, expert >= 0);
+// Lanes of the warp whose `theirs` is this lane's expert; 0 for lanes without one.
+__device__ __forceinline__ unsigned peers_of(int expert, int theirs, int experts) {
+  unsigned peers = __ballot_sync(~0u, theirs >= 0);
   if (expert < 0) peers = 0;
   const int bits = 32 - __clz(experts - 1);  // __clz(0) is 32
 #pragma unroll 1
   for (int low = 0; low < bits; low += 3) {
 #pragma unroll
     for (int b = low; b < low + 3; ++b) {
-      const bool set = expert >> b & 1;
-      const unsigned same = __ballot_sync(~0u, set);
-      peers &= set ? same : ~same;
+      const unsigned set = __ballot_sync(~0u, theirs >> b & 1);
+      peers &= expert >> b & 1 ? set : ~set;
     }
   }
   return peers;

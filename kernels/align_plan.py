@@ -3,7 +3,8 @@
 =========  ====================================================================================
 variant    runs for
 =========  ====================================================================================
-few        up to `OWN` ids a block of `align_few`, with a block a multiprocessor, `FEW_BLOCKS` at most
+few        up to `FEW_CHUNKS` · `OWN` ids a block of `align_few`, with a block a multiprocessor,
+           `FEW_BLOCKS` at most
 scanned    more: a tile a block, staged where `RUN` ids a tile and expert can be expected
 =========  ====================================================================================
 """
@@ -25,13 +26,16 @@ TILES = 160
 FEW_BLOCKS = 128
 """Most blocks of `align_few`."""
 OWN = 32
-"""Ids that a block of `align_few` places: a lane each."""
+"""Ids in a chunk of those that a block of `align_few` places: a lane each."""
+FEW_CHUNKS = 4
+"""Most chunks that a block of `align_few` places: a warp each."""
 FEW_PLACES = 1024
 """Places of the output that a block of `align_few` fills, as long as each has an id."""
 FEW_EXPERTS = {512: 1, 4096: 8}
 """Experts → experts a thread of `align_few`."""
-FEW_IDS = {512: 1, 4096: 8}
-"""Ids → ids that a thread of `align_few` counts."""
+FEW_IDS = {512: (1, 1), 4096: (8, 1), 8192: (16, 2), 16384: (32, 4)}
+"""Ids → ids that a thread of `align_few` counts, and chunks that a block has room for; more of both on a GPU of fewer
+multiprocessors."""
 CHUNKS = 8
 """Most chunks of 32 ids that a warp of `place_ids` ranks at a time."""
 MIN_TILE = 256
@@ -44,7 +48,7 @@ HISTOGRAM = "tile_histogram<8>"
 PLACE = (f"place_ids<{CHUNKS}, false>", f"place_ids<{CHUNKS}, true>")
 
 THRESHOLDS: dict[str, tuple[int, ...]] = {
-    "ids": (min(FEW_IDS), OWN * FEW_BLOCKS, MIN_TILE * 132, TILE * 132, TILE * MANY_TILES),
+    "ids": (*FEW_IDS, MIN_TILE * 132, TILE * 132, TILE * MANY_TILES),
     "experts": (min(FEW_EXPERTS), MIN_TILE // RUN, TILE // RUN),
 }
 """Sizes at which the launched variant or its shape changes, on a GPU of 132 multiprocessors."""
@@ -128,12 +132,13 @@ def plan(
     limit = shared_limit(capability)
     length = capacity(numel, num_experts, block_size)
     blocks = min(sm_count, FEW_BLOCKS)
-    if numel <= OWN * blocks:
+    if numel <= FEW_CHUNKS * OWN * blocks:
+        ids, chunks = next(n for most, n in FEW_IDS.items() if numel <= min(most, n[1] * OWN * blocks))
         wanted = min(numel, -(-length // FEW_PLACES), blocks)
-        own = min(OWN, -(-numel // wanted))
+        own = min(chunks * OWN, -(-numel // wanted))
         per = next(n for most, n in FEW_EXPERTS.items() if num_experts <= most)
-        ids = next(n for most, n in FEW_IDS.items() if numel <= most)
-        return AlignPlan("few", 1, numel, own, 1, 1, -(-numel // own), 0, 0, f"align_few<{per}, {ids}>", "")
+        name = f"align_few<{per}, {ids}, {chunks}>"
+        return AlignPlan("few", 1, numel, own, chunks, 1, -(-numel // own), 0, 0, name, "")
 
     # 99 KiB hold the counts of 4096 experts by 8 warps only.
     warps = next(w for w in (WARPS, WARPS // 2) if place_shared(num_experts, w, False) <= limit)
@@ -161,5 +166,5 @@ def plan(
 
 def instantiations() -> list[str]:
     """Return the names of all kernels: those that `plan` names, and `scan_tiles`."""
-    few = [f"align_few<{per}, {ids}>" for per in FEW_EXPERTS.values() for ids in FEW_IDS.values()]
+    few = [f"align_few<{per}, {ids}, {chunks}>" for per in FEW_EXPERTS.values() for ids, chunks in FEW_IDS.values()]
     return [*few, HISTOGRAM, "scan_tiles", *PLACE]

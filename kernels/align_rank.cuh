@@ -26,7 +26,7 @@ struct Ranks {
     for (int c = 0; c < CHUNKS; ++c) {
       if (c >= p.chunks) break;
       const int e = expert[c];
-      const unsigned peers = peers_of(e, p.experts), below = peers & lower_lanes();
+      const unsigned peers = peers_of(e, e, p.experts), below = peers & lower_lanes();
       int before = 0;
       if (peers && !below) {
         if (c == 0) {

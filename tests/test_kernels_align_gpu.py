@@ -48,7 +48,10 @@ def check(ids: torch.Tensor, experts: int, block: int, expert_map: torch.Tensor 
         assert torch.equal(ours, wanted)
 
 
-SIZES = [(1, 8), (8, 1), (64, 8), (65, 8), (683, 3), (512, 8), (4097, 1), (8192, 8), (65536, 8), (262145, 8)]
+SIZES = [
+    *[(1, 8), (8, 1), (64, 8), (65, 8), (683, 3), (512, 8), (4097, 1), (1024, 8), (1025, 8), (2048, 8), (5463, 3)],
+    *[(8192, 8), (65536, 8), (262145, 8)],
+]
 
 
 @pytest.mark.parametrize(("tokens", "topk"), SIZES)

@@ -124,7 +124,7 @@ def test_only_what_a_subject_promises_is_compared_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_shared_weight_may_be_any_nan_and_a_copy_none_but_its_own(dtype: torch.dtype) -> None:
-    """torch's vector loop makes another NaN than what is left of a row, also of a dtype that stays the same."""
+    """Torch's vector loop makes another NaN than what is left of a row, also of a dtype that stays the same."""
     case = append(1)
     tensors, _ = case.build(CPU)
     right = next(s for s in RIGHT if s.op == "append_shared_experts")

@@ -60,6 +60,14 @@ def test_names_families_and_patterns() -> None:
     assert names("numpy", "numpy:fused_gate", "nump*:fused_gate") == names("numpy")
 
 
+def test_what_runs_by_its_name_only_is_in_no_family_and_fits_no_pattern() -> None:
+    precise = "flashinfer:fused_gate@no_aux_tc_precise"
+    assert precise in {s.name for s in all_subjects()}
+    assert names(precise) == [precise]
+    assert names("flashinfer") == names("flashinfer:*") == names("f*@no_aux*") == ["flashinfer:fused_gate@no_aux_tc"]
+    assert precise not in names("*")
+
+
 @pytest.mark.parametrize("pattern", ["nothing", "numpy:", "", "fused_gate", "kernel.pyx"])
 def test_what_names_nothing_is_an_error_that_lists_what_there_is(pattern: str) -> None:
     with pytest.raises(SubjectError, match=r"allowed: .*numpy:fused_gate") as caught:

@@ -26,6 +26,8 @@ OUTPUTS = {
     "append_shared_experts": ("ids", "weights"),
 }
 """Names of each op's outputs, in the order in which a function returns them."""
+BY_NAME = "by name"
+"""Tag of a subject that runs only where it is named: not with its family, nor by a pattern."""
 _DOMAINS: dict[str, type[Domain]] = {
     "fused_gate": GateDomain,
     "moe_align_block_size": AlignDomain,
@@ -231,7 +233,8 @@ def find(patterns: Iterable[str]) -> list[Subject]:
     Parameters
     ----------
     patterns : iterable of str
-        A name, a family (the part before the colon), a shell pattern, or ``FILE.py`` / ``FILE.py:NAME``.
+        A name, a family (the part before the colon), a shell pattern, or ``FILE.py`` / ``FILE.py:NAME``. Subjects
+        tagged `BY_NAME` are left out unless a pattern is their name.
 
     Raises
     ------
@@ -246,9 +249,9 @@ def find(patterns: Iterable[str]) -> list[Subject]:
         matches = [
             s
             for s in known
-            if wanted in (s.name, s.name.partition(":")[0])
-            or fnmatchcase(s.name, wanted)
+            if wanted == s.name
             or (file is not None and wanted == s.name.partition(":")[2])
+            or (BY_NAME not in s.tags and (wanted == s.name.partition(":")[0] or fnmatchcase(s.name, wanted)))
         ]
         if not matches:
             names = ", ".join(s.name for s in known)

@@ -14,7 +14,7 @@ from typing import Any
 
 from moeproof.verify.channel import describe_exit
 from moeproof.verify.interrupt import listen, unreachable
-from moeproof.verify.subject import Subject, all_subjects, find
+from moeproof.verify.subject import Subject, find
 
 from .results import EXCLUDED, FAILED, Measured, Results, ShapeResult
 from .session import LostError, Session, Settings
@@ -26,12 +26,11 @@ MAX_STARTS = 24
 """Processes that may be started in a run."""
 NAME_BYTES = 1024
 NOT_RELEASED = (
-    "flashinfer:fused_gate@no_aux_tc_precise",
     "sglang-kernel:moe_align_block_size@exact",
     "own:fused_gate@delays",
     "own:moe_align_block_size@delays",
 )
-"""Variants that nobody ships: built with other flags or with delays, or called as no caller calls it."""
+"""Variants that nobody ships: built with delays, or called as no caller calls it."""
 FAMILIES = ("own", "library")
 """Tags that make a subject's family; one of neither is a reference, or a user's."""
 
@@ -44,7 +43,7 @@ def default_subjects(device: str) -> list[Subject]:
     """Return own kernels, the PyTorch reference and released libraries; on a CPU the references that run there."""
     if device == "cpu":
         return find(["torch", "numpy"])
-    released = [s for s in all_subjects() if family(s) in FAMILIES and s.name not in NOT_RELEASED]
+    released = [s for s in find(["*"]) if family(s) in FAMILIES and s.name not in NOT_RELEASED]
     return [s for s in (*released, *find(["torch"])) if runs_on(s, device)]
 
 

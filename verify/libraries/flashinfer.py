@@ -5,11 +5,12 @@ Sources named below are in the wheel: flashinfer/fused_moe/fused_routing_dsv3.py
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import mul
 
 from moeproof.strategies.case import Case
 from moeproof.strategies.domain import GateDomain
-from moeproof.verify.subject import Subject
+from moeproof.verify.subject import BY_NAME, Subject
 
 from .adapter import CONTIGUOUS, gate_shape, opposite_infinities, subject
 from .jit import COMPILE
@@ -127,6 +128,7 @@ def subjects() -> list[Subject]:
     """Return the subjects of flashinfer.
 
     ``no_aux_tc`` is built as released, with -use_fast_math; ``no_aux_tc_precise`` is built without it, which
-    tells what the kernel does from what the flag does.
+    tells what the kernel does from what the flag does. Nobody ships that build: it runs where it is named.
     """
-    return [_no_aux_tc("no_aux_tc", _RELEASED), _no_aux_tc("no_aux_tc_precise", _PRECISE)]
+    precise = _no_aux_tc("no_aux_tc_precise", _PRECISE)
+    return [_no_aux_tc("no_aux_tc", _RELEASED), replace(precise, tags=(*precise.tags, BY_NAME))]

@@ -39,15 +39,15 @@ from the ninth, by experts a lane: kept cases have few rows."""
 DEVICES: dict[str, tuple[Device, ...]] = {
     "fused_gate": (Device(PLAIN.sm_count, gate=_FEW),),
     "moe_align_block_size": (
-        PLAIN,
-        # A thread of align_few counts several ids; the tiles share a column out to several warps.
-        Device(32),
+        Device(PLAIN.sm_count, {"FEW_CHUNKS": 1}),
+        # A thread of align_few counts several ids, and a block places several chunks.
+        Device(24),
         # Rounds in which most warps rank nothing.
-        Device(2, {"WARPS": 3, "CHUNKS": 2, "MANY_TILES": 2}),
+        Device(2, {"FEW_CHUNKS": 1, "WARPS": 3, "CHUNKS": 2, "MANY_TILES": 2}),
         # Rounds in which the one warp that ranks fills all its chunks.
-        Device(2, {"WARPS": 1, "MANY_TILES": 3}),
+        Device(2, {"FEW_CHUNKS": 1, "WARPS": 1, "MANY_TILES": 3}),
         # More tiles than scan_tiles keeps the counts of in registers.
-        Device(256, {"OWN": 2, "TILES": 200, "MIN_TILE": 6}),
+        Device(256, {"FEW_CHUNKS": 1, "OWN": 2, "TILES": 200, "MIN_TILE": 6}),
     ),
 }
 """By op; odd numbers of them, since most sizes of real models are even."""

@@ -30,7 +30,7 @@ DOMAINS: dict[str, Domain] = {
         block_sizes=range(1, 257),
         max_ids=2304,
         tokens=range(2305),
-        thresholds={"ids": (64, 256, 320, 512, 1024)},
+        thresholds={"ids": (64, 256, 320, 512, 768, 1536)},
     ),
 }
 """What the subjects claim. The thresholds are where plans for `devices.DEVICES` change."""
