@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from moeproof.verify.bench.shapes import parse
 from moeproof.verify.cli import app
 from moeproof.verify.gate.git import PREFIX
-from moeproof.verify.gate.speed import Trees
+from moeproof.verify.gate.speed import SpeedError, Trees
 from moeproof.verify.gate.timed import AbsentError, Bench, HostTimer
 
 pytestmark = pytest.mark.slow
@@ -125,6 +126,18 @@ def test_a_checkout_that_holds_the_harness_is_compared_too(
     with Trees(root, base, "cpu").processes() as pair:
         for process in pair:
             assert process.ask("prepare", ("file", str(root / "routing.py"), "routing:team_gate"), shape, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes can't be given a core here")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_both_processes_have_the_same_core(repository: Path, device: str) -> None:
+    with Trees(repository.resolve(), repository.resolve() / "tables", device).processes() as pair:
+        for process in pair:
+            with pytest.raises(SpeedError):  # nothing is prepared
+                process.ask("sample", "host")
+        cores = [os.sched_getaffinity(process._process.pid) for process in pair]
+    assert cores[0] == cores[1]
+    assert len(cores[0]) == 1
 
 
 def test_a_kernel_that_the_base_does_not_have_is_told(repository: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_few_thousand_ids_take_every_path() -> None:
     """Paths that the usual numbers keep for hundreds of thousands of ids, or for large devices."""
     plans = [planned(*size) for size in SIZES if size[0] < 4096]
     scanned = [p for p in plans if p.variant == "scanned"]
-    assert {p.place for p in plans} == set(align_plan.instantiations()[:8]) | set(align_plan.PLACE)
+    assert {p.place for p in plans} == set(align_plan.instantiations()[:6]) | set(align_plan.PLACE)
     rounds = {(p.place, min(3, -(-p.tile_length // p.own))) for p in scanned}
     assert rounds == set(itertools.product(align_plan.PLACE, (1, 2, 3)))
     assert {p.chunks for p in scanned} >= {1, 2, 8}

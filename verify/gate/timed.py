@@ -182,8 +182,9 @@ def main() -> None:
     channel = Connection(int(sys.argv[1]))
     root, tree, device = channel.recv()
     try:
-        if device == "cpu" and hasattr(os, "sched_setaffinity"):
-            # Both processes on one core, as they take turns: cores differ in what else they have to do.
+        if hasattr(os, "sched_setaffinity"):
+            # Both processes on one core, as they take turns: cores differ in what else they have to do, which on a
+            # machine with a GPU made the host's clock of the same code differ by a third and more.
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         graft(Path(root), Path(tree))
         os.chdir(tree)
