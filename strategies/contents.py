@@ -9,14 +9,24 @@ from typing import Any
 from .case import TensorSpec
 
 
+_INFINITE = {"float32": (2 - 2.0**-24) * 2.0**127, "bfloat16": (2 - 2.0**-8) * 2.0**127, "float16": 65520.0}
+"""Least magnitude that a dtype rounds to infinity: half a unit past its largest number."""
+
+
 def marked_values(spec: TensorSpec) -> Iterator[float]:
     """Yield the values that a tensor's description names: literals, constants, special values and edits.
 
-    Every NaN, infinity, -1 and id out of range that a tensor can hold is among them. A block's value counts
-    even if the tensor has too few rows for that block.
+    Every NaN, infinity, -1 and id out of range that a tensor can hold is among them: what its dtype makes infinite
+    comes as an infinity. A block's value counts even if the tensor has too few rows for that block.
     """
     if not math.prod(spec.shape):
         return
+    above = _INFINITE.get(spec.dtype, math.inf)
+    for value in _named(spec):
+        yield math.copysign(math.inf, value) if abs(value) >= above else value
+
+
+def _named(spec: TensorSpec) -> Iterator[float]:
     if spec.rows is not None:
         for row in spec.rows:
             yield from row if isinstance(row, tuple) else (row,)

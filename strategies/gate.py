@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
 
 from . import scores
-from .case import Case, TensorSpec
+from .case import DTYPES, Case, TensorSpec
 from .domain import GateDomain
 from .draws import Draw, chance, composite, integer, pick, seed, sometimes
 from .layouts import with_layout
@@ -172,8 +173,9 @@ def _tensors(
     tensors = {"logits": with_layout(draw, spec, domain.layouts, usual=usual)}
     bias_dtypes = tuple(d for d in domain.bias_dtypes if d == dtype or not domain.bias_same_dtype)
     if _has_bias(draw, domain, model, bias_dtypes):
-        recipe = scores.bias(draw, row)
-        tensors["bias"] = TensorSpec(pick(draw, bias_dtypes), (shape.experts,), recipe=recipe)
+        recipe, bias_dtype = scores.bias(draw, row), pick(draw, bias_dtypes)
+        recipe = scores.masked_lower(draw, recipe, torch.finfo(DTYPES[bias_dtype]).min)
+        tensors["bias"] = TensorSpec(bias_dtype, (shape.experts,), recipe=recipe)
     if domain.padding and chance(draw, 4):
         tensors["num_token_non_padded"] = non_padded(draw, count)
     if domain.expert_map and chance(draw, 4):

@@ -241,3 +241,12 @@ def bias(draw: Draw, row: Row) -> dict[str, Any]:
     if "every" in block:
         block["every"] = 1
     return {"kind": "scores", "seed": seed(draw), "blocks": [block], "edits": []}
+
+
+def masked_lower(draw: Draw, recipe: dict[str, Any], lowest: float) -> dict[str, Any]:
+    """Return a recipe whose mask, if it has one, is now and then `lowest`: its dtype's lowest number, as code masks."""
+    return {**recipe, "blocks": [_lower(draw, block, lowest) for block in recipe["blocks"]]}
+
+
+def _lower(draw: Draw, block: Block, lowest: float) -> Block:
+    return {**block, "fill": lowest} if block["pattern"] == "mask" and chance(draw, 3) else block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from moeproof.strategies import align, append, gate
-from moeproof.strategies.case import Case, TensorSpec, literal
+from moeproof.strategies.case import DTYPES, Case, TensorSpec, literal
+from moeproof.strategies.contents import holds_inf, marked_values
 from moeproof.strategies.domain import AlignDomain, AppendDomain, Domain, GateDomain
 from moeproof.strategies.domain_check import why_outside
 from moeproof.strategies.labels import labels, patterns_of, size_class
@@ -338,9 +340,20 @@ def test_labels_name_what_matters() -> None:
     assert [size_class(n) for n in (0, 4, 31, 32, 33, 100)] == ["0", "4", "2^5-1", "2^5", "2^5+1", "2^6..2^7"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_a_dtype_makes_infinite_counts_as_an_infinity(dtype: str) -> None:
+    most = torch.finfo(DTYPES[dtype]).max
+    for value in (most, math.nextafter(most, math.inf), most * (1 + 2.0**-12), most * (1 + 2.0**-7), 2.0**128, 1e300):
+        for signed in (value, -value):
+            spec = TensorSpec(dtype, (1, 2), rows=((0.0, signed),))
+            held = spec.contents("cpu")[0, 1].item()
+            assert holds_inf(spec) == math.isinf(held), signed
+            assert (list(marked_values(spec))[1] == held) == (abs(signed) == most or math.isinf(held))
+
+
 def test_every_score_pattern_is_drawn() -> None:
     names: set[str] = set()
-    for case in drawn(gate.cases(GateDomain(), max_elements=1 << 12), 700):
+    for case in drawn(gate.cases(GateDomain(), max_elements=1 << 12), 1200):
         names |= {n.partition("(")[0] for n in patterns_of(case.tensors["logits"])}
     assert len(names) == 17  # 16 patterns and "edited"
 

@@ -229,3 +229,19 @@ class Duplicates(Gate):
             left = left.scatter(1, pick, lowest)
             picks.append(pick)
         return torch.cat(picks, dim=1)
+
+
+FINITE = GateDomain(experts=range(1, 129), topk=range(1, 17), tokens=range(129), bias="required", nan=False, inf=False)
+
+
+@_plant("gate-taken-marked-lowest", "ids_invalid", examples=400, experts=2, topk=2, domain=FINITE)
+class TakenMarkedLowest(Gate):
+    """Each pick sets its score to the lowest number, so that experts masked with it by the bias are never picked."""
+
+    def choose(self, c: Tensor) -> Tensor:
+        left, picks = c.clone(), []
+        for _ in range(self.k - self.S):
+            pick = best_first(left)[:, :1]
+            left = left.scatter(1, pick, torch.finfo(left.dtype).min)
+            picks.append(pick)
+        return torch.cat(picks, dim=1)

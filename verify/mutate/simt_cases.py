@@ -27,7 +27,7 @@ from moeproof.verify.simt.subjects import DOMAINS, MODULES, own
 
 from .judge import Attempt
 
-VERSION = 4
+VERSION = 5
 """Changes with the choice of cases: verdicts of another choice are judged again."""
 SMALL = {"fused_gate": 1 << 12, "moe_align_block_size": 1 << 12}
 """Largest number of elements in the main tensor of most cases: a launch costs milliseconds."""

@@ -155,7 +155,7 @@ def _simple(value: Any) -> list[Any]:
         return [0.0, 1.0, -1.0]
     tried = [0.0, 1.0, -1.0, float(round(value)), round(value, 1), round(value, 2)]
     if abs(value) > 16:
-        tried.append(math.copysign(2.0 ** round(math.log2(abs(value))), value))
+        tried.append(math.copysign(2.0 ** min(round(math.log2(abs(value))), 127), value))
     return [v for v in dict.fromkeys(tried) if len(repr(v)) < len(repr(value)) or abs(v) < abs(value)]
 
 
