@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""sglang:fused_gate@kimi_k2: a row's result depends on other rows (T=513, E=256, k=2, sigmoid, float32, bias)
+
+Rule: A row's result depends on other rows.
+Seen: row 0: indices are [0, 1] in a batch of 513 rows and [0, 16] in one of 1 (alone)
+With: sglang bare files, expected 0.5.23 on cuda: NVIDIA H100 80GB HBM3.
+Exit status: 0 right, 1 wrong.
+"""
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+import torch
+
+DEVICE = "cuda"
+OUTPUTS = {
+    "weights": ((513, 2), torch.float32),
+    "indices": ((513, 2), torch.int32),
+}
+
+def package(name):
+    """Return the folder of a package: among bare files if it is there, else as installed."""
+    folder = os.environ.get("MOEPROOF_LIBRARIES")
+    if folder and pathlib.Path(folder, name).is_dir():
+        return pathlib.Path(folder, name)
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{name} is not installed, nor in the folder that MOEPROOF_LIBRARIES names")
+    return pathlib.Path(spec.origin).parent
+
+
+import contextlib
+import sys
+import tempfile
+import zipfile
+
+# tvm-ffi calls the ninja that pip puts beside the interpreter.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), os.path.dirname(sys.executable)])
+cache = pathlib.Path(os.environ.get("TVM_FFI_CACHE_DIR", "~/.cache/tvm-ffi")).expanduser()
+bare = pathlib.Path(os.environ.get("MOEPROOF_LIBRARIES", os.devnull))
+for wheel in sorted(bare.glob("apache_tvm_ffi-*.whl")):
+    if not (cache / wheel.stem).is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as fresh:
+            zipfile.ZipFile(wheel).extractall(pathlib.Path(fresh, "wheel"))
+            with contextlib.suppress(OSError):  # another process was first
+                pathlib.Path(fresh, "wheel").rename(cache / wheel.stem)
+    sys.path.insert(0, str(cache / wheel.stem))
+
+import tvm_ffi.cpp  # noqa: E402
+
+
+def compile_cuda(name, source, includes, flags):
+    """Compile CUDA source to a module for this GPU; tvm-ffi caches it under the user's cache folder."""
+    major, minor = torch.cuda.get_device_capability()
+    os.environ["TVM_FFI_CUDA_ARCH_LIST"] = f"{major}.{minor}{'a' if major >= 9 else ''}"
+    return tvm_ffi.cpp.load_inline(
+        f"{name}_sm{major}{minor}",
+        cuda_sources=source,
+        extra_include_paths=[str(path) for path in includes],
+        extra_cuda_cflags=flags,
+    )
+
+
+jit = package("sglang") / "kernels" / "jit"
+major, minor = torch.cuda.get_device_capability()
+flags = [f"-DSGL_CUDA_ARCH={major * 100 + minor * 10}", "-std=c++20", "-O3", "--expt-relaxed-constexpr"]
+file = jit / "csrc/lora/trtllm_lora_temp/kimi_k2_moe_fused_gate.cuh"
+source = f"""
+#include "{file}"
+namespace sglang {{
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(gate, KimiK2MoEFusedGateKernel::run);
+}}
+"""
+gate = compile_cuda("sglang_kimi_k2_gate", source, [jit / "include"], flags).gate
+
+
+def run(args, outputs):
+    gate(
+        args["logits"],
+        args["bias"],
+        outputs["weights"],
+        outputs["indices"],
+        args["topk"],
+        args.get("renormalize", True),
+        args.get("routed_scaling_factor", 1.0),
+        args.get("apply_routed_scaling_factor_on_output", False),
+    )
+
+
+def tensor(values, dtype, strides=None, offset=0):
+    """Return a tensor inside a larger buffer, so that an access beside it shows; strides count elements."""
+    values = torch.tensor(values, dtype=dtype)
+    strides, guard = strides or values.stride(), 512 // dtype.itemsize
+    size = offset + 1 + sum((n - 1) * s for n, s in zip(values.shape, strides))
+    bait = 12352.0 if dtype.is_floating_point else 1
+    buffer = torch.full((guard + size + guard,), bait, dtype=dtype, device=DEVICE)
+    view = buffer.as_strided(values.shape, strides, guard + offset)
+    view.copy_(values)
+    return view
+
+
+def arguments():
+    return dict(
+        logits=tensor([[0.0] * 256] * 513, torch.float32),
+        bias=tensor([0.0] * 256, torch.float32),
+        topk=2,
+        scoring="sigmoid",
+        num_expert_group=1,
+        topk_group=1,
+        renormalize=False,
+        routed_scaling_factor=1.0,
+        apply_routed_scaling_factor_on_output=False,
+        num_fused_shared_experts=0,
+    )
+
+
+def call(args):
+    """Return the outputs of one call."""
+    # No right result holds -7.
+    outputs = {n: torch.full(shape, -7, dtype=dtype, device=DEVICE) for n, (shape, dtype) in OUTPUTS.items()}
+    made = run(args, outputs)
+    torch.zeros(1, device=DEVICE)  # a failed launch that nobody checked comes out of the next one
+    torch.cuda.synchronize()
+    return outputs if made is None else made
+
+
+def finish(wrong):
+    print("WRONG" if wrong else "right")
+    sys.exit(1 if wrong else 0)
+
+
+args = arguments()
+first, tokens = call(args), len(args["logits"])
+
+
+def batch(rows):
+    """Return the arguments for these rows of the first call; -1 is a row of NaN."""
+    index, other = torch.tensor(rows, dtype=torch.long, device=DEVICE), dict(args)
+    other["logits"] = args["logits"][index.clamp(min=0)]
+    other["logits"][index < 0] = float("nan")
+    return other
+
+
+def differs(what, args, rows):
+    """Say whether rows of another call, which are these rows of the first one, give other bits."""
+    found = False
+    for name, (shape, dtype) in OUTPUTS.items():
+        OUTPUTS[name] = ((len(rows), *shape[1:]), dtype)
+    result = call(args)
+    for at, row in enumerate(rows):
+        for name in OUTPUTS:
+            one, two = first[name][row], result[name][at]
+            same = torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
+            if row >= 0 and not same:
+                print(f"{what}: row {row}: {name}\n  at first {one.tolist()}\n  now      {two.tolist()}")
+                found = True
+    return found
+
+
+wrong = False
+for what, rows in (
+    ("alone", [0]),
+):
+    wrong |= differs(what, batch(rows), rows)
+finish(wrong)
