@@ -8,7 +8,6 @@ from typing import Any
 
 from .case import TensorSpec
 
-
 _INFINITE = {"float32": (2 - 2.0**-24) * 2.0**127, "bfloat16": (2 - 2.0**-8) * 2.0**127, "float16": 65520.0}
 """Least magnitude that a dtype rounds to infinity: half a unit past its largest number."""
 

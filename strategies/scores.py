@@ -244,9 +244,10 @@ def bias(draw: Draw, row: Row) -> dict[str, Any]:
 
 
 def masked_lower(draw: Draw, recipe: dict[str, Any], lowest: float) -> dict[str, Any]:
-    """Return a recipe whose mask, if it has one, is now and then `lowest`: its dtype's lowest number, as code masks."""
+    """Return a recipe of which a finite mask is now and then `lowest`: its dtype's lowest number, as code masks."""
     return {**recipe, "blocks": [_lower(draw, block, lowest) for block in recipe["blocks"]]}
 
 
 def _lower(draw: Draw, block: Block, lowest: float) -> Block:
-    return {**block, "fill": lowest} if block["pattern"] == "mask" and chance(draw, 3) else block
+    finite = block["pattern"] == "mask" and math.isfinite(block["fill"])
+    return {**block, "fill": lowest} if finite and chance(draw, 2) else block

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from moeproof.strategies.case import Case, TensorSpec
 from moeproof.strategies.domain_check import why_outside
@@ -90,7 +91,7 @@ def test_infinities_of_one_sign_are_judged_where_groups_are_ranked(bias: tuple[f
 
 
 def test_a_finite_bias_that_rules_an_expert_out_is_judged() -> None:
-    assert why_outside(case(1, 1, bias=-3.402823669209385e38), GROUPED.domain) is None
+    assert why_outside(case(1, 1, bias=torch.finfo(torch.float32).min), GROUPED.domain) is None
 
 
 def test_a_group_has_at_least_two_experts() -> None:
