@@ -152,6 +152,35 @@ def test_rows_are_made_alike_before_shorter_batches_are_tried() -> None:
     assert first <= 6  # each run of such a subject costs a process
 
 
+class Groups:
+    """Executor of a subject for powers of two that fails where 5 and 7 are in two groups, neither the first one."""
+
+    subject = replace(
+        SUBJECTS["gate-flaky-order"],
+        domain=GateDomain(experts=(8, 16, 32, 64, 128), groups=((1, 1), (2, 1), (4, 1), (8, 1))),
+    )
+
+    def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
+        row = case.tensors["logits"].contents("cpu")[0].view(int(case.params["num_expert_group"]), -1)
+        with_five, with_seven = (row == 5).any(1), (row == 7).any(1)
+        wrong = bool(with_five.any() and with_seven.any() and not (with_five & with_seven).any())
+        return Outcome((Violation("selection", "wrong", rows=(0,)),) if wrong else (), 1)
+
+
+@pytest.mark.parametrize(("five", "seven"), [(3, 60), (19, 42), (8, 59)])
+def test_groups_and_places_that_matter_are_found_between_allowed_sizes(five: int, seven: int) -> None:
+    row = [0.0] * 64
+    row[five], row[seven] = 5.0, 7.0
+    params = {"topk": 1, "num_expert_group": 8, "topk_group": 1}
+    case = Case("fused_gate", params, {"logits": TensorSpec("float32", (1, 64), rows=(tuple(row),))})
+    executor = Groups()
+    (violation,) = executor.run(case).violations
+    result = reduce_case(executor, case, violation, seconds=300)
+    assert result.complete
+    assert result.case.main.shape == (1, 8)
+    assert result.case.params["num_expert_group"] <= 4
+
+
 class Flaky:
     """Executor of a subject that fails in every third run, whatever the case."""
 

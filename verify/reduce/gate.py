@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -76,6 +77,11 @@ def _fewer_experts(case: Case, probe: Probe) -> Iterator[Case]:
             keep = smaller // groups
             for first in (0, size - keep):
                 yield _keep(case, [g * size + first + j for g in range(groups) for j in range(keep)], groups)
+        # Where few numbers are allowed, those between cannot be passed one expert at a time.
+        for kept in _scattered(groups) if probe.check in BATCHED else ():
+            yield _keep(case, [g * size + j for g in kept for j in range(size)], len(kept))
+        for places in _scattered(size) if probe.check in BATCHED else ():
+            yield _keep(case, [g * size + j for g in range(groups) for j in places], groups)
     if groups > 1:
         for part in _parts(groups):
             kept = [g for g in range(groups) if g not in part]
@@ -87,6 +93,18 @@ def _fewer_experts(case: Case, probe: Probe) -> Iterator[Case]:
         if experts <= JOINT and fewer > int(case.params.get("num_fused_shared_experts", 0)):
             # What fails only if k stands in a fixed relation to E shrinks with both at once.
             yield _keep(case, [g * size + j for g in range(groups) for j in places], groups).but(topk=fewer)
+
+
+def _scattered(count: int) -> Iterator[list[int]]:
+    """Yield pairs and halves of a few, and the halves that one bit of the number tells apart."""
+    if 2 < count <= 8:
+        for number in dict.fromkeys((2, count // 2)):
+            yield from map(list, itertools.combinations(range(count), number))
+    for bit in range((count - 1).bit_length()):
+        for half in (0, 1):
+            kept = [n for n in range(count) if n >> bit & 1 == half]
+            if 0 < len(kept) < count:
+                yield kept
 
 
 def _parts(count: int) -> Iterator[range]:
