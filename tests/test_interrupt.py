@@ -115,5 +115,7 @@ def test_a_finding_that_is_written_is_reported(tmp_path: Path, monkeypatch: pyte
     events: list[Event] = []
     with pytest.raises(KeyboardInterrupt):
         Campaign(config, events.append).run()
-    (found,) = [event for event in events if event.kind == "finding"]
-    assert (tmp_path / "findings" / found.data["identity"] / "finding.json").exists()
+    written = {place.parent.name for place in (tmp_path / "findings").glob("*/finding.json")}
+    reported = {event.data["identity"] for event in events if event.kind == "finding"}
+    assert len(written) == 1
+    assert reported == written
