@@ -27,8 +27,6 @@ FEW_BLOCKS = 128
 """Most blocks of `align_few`."""
 OWN = 32
 """Ids in a chunk of those that a block of `align_few` places: a lane each."""
-FEW_CHUNKS = 2
-"""Most chunks that a block of `align_few` places: a warp each."""
 FEW_PLACES = 1024
 """Places of the output that a block of `align_few` fills, as long as each has an id."""
 FEW_EXPERTS = {512: 1, 4096: 8}
@@ -36,6 +34,8 @@ FEW_EXPERTS = {512: 1, 4096: 8}
 FEW_IDS = {512: (1, 1), 4096: (8, 1), 8192: (16, 2)}
 """Ids → ids that a thread of `align_few` counts, and chunks that a block has room for; more of both on a GPU of fewer
 multiprocessors."""
+FEW_CHUNKS = max(chunks for _, chunks in FEW_IDS.values())
+"""Most chunks that a block of `align_few` places: a warp each."""
 CHUNKS = 8
 """Most chunks of 32 ids that a warp of `place_ids` ranks at a time."""
 MIN_TILE = 256

@@ -45,3 +45,8 @@ def holds_nan(spec: TensorSpec) -> bool:
 def holds_inf(spec: TensorSpec) -> bool:
     """Return whether a tensor holds an infinity."""
     return any(math.isinf(v) for v in marked_values(spec))
+
+
+def holds_both_infinities(spec: TensorSpec) -> bool:
+    """Return whether a tensor holds +inf and -inf, whose sum is NaN."""
+    return {math.inf, -math.inf} <= set(marked_values(spec))

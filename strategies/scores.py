@@ -244,10 +244,8 @@ def bias(draw: Draw, row: Row) -> dict[str, Any]:
 
 
 def masked_lower(draw: Draw, recipe: dict[str, Any], lowest: float) -> dict[str, Any]:
-    """Return a recipe of which a finite mask is now and then `lowest`: its dtype's lowest number, as code masks."""
-    return {**recipe, "blocks": [_lower(draw, block, lowest) for block in recipe["blocks"]]}
-
-
-def _lower(draw: Draw, block: Block, lowest: float) -> Block:
-    finite = block["pattern"] == "mask" and math.isfinite(block["fill"])
-    return {**block, "fill": lowest} if finite and chance(draw, 2) else block
+    """Return a bias whose mask, if it is finite, is now and then `lowest`: its dtype's lowest number, as code masks."""
+    (block,) = recipe["blocks"]
+    if block["pattern"] != "mask" or not math.isfinite(block["fill"]) or not chance(draw, 2):
+        return recipe
+    return {**recipe, "blocks": [{**block, "fill": lowest}]}

@@ -215,7 +215,8 @@ def test_patches_apply_to_the_kernels_and_compile(name: str, tmp_path: Path) -> 
     command = [sys.executable, "-c", "import sys, compiler; print(compiler.load_source(sys.argv[1]))", plan.file]
     text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path / "kernels").stdout
     code = compile_cubin(text, (plan.name,)).code
-    assert (_reads_of_the_clock(code) > 0) == (name == "slow_down")  # the compiler may leave out what nobody uses
+    reads = _reads_of_the_clock(code)  # the compiler may leave out what nobody uses
+    assert (reads > 0) == (name == "slow_down"), f"{name}: the machine code reads the clock {reads} times"
 
 
 def _reads_of_the_clock(code: bytes) -> int:

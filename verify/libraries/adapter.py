@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
-from moeproof.strategies.case import Case, TensorSpec
-from moeproof.strategies.contents import marked_values
+from moeproof.strategies.case import Case
 from moeproof.strategies.domain import Domain
 from moeproof.verify.subject import Call, Subject, Unavailable
 
@@ -121,8 +119,3 @@ def gate_shape(case: Case) -> tuple[int, int, int, int, int]:
     params = case.params
     groups, kept = int(params.get("num_expert_group", 1)), int(params.get("topk_group", 1))
     return tokens, experts, int(params["topk"]), groups, kept
-
-
-def opposite_infinities(spec: TensorSpec) -> bool:
-    """Return whether a tensor holds +inf and -inf, whose sum is NaN."""
-    return {math.inf, -math.inf} <= set(marked_values(spec))

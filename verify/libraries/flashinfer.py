@@ -9,10 +9,11 @@ from dataclasses import replace
 from operator import mul
 
 from moeproof.strategies.case import Case
+from moeproof.strategies.contents import holds_both_infinities
 from moeproof.strategies.domain import GateDomain
 from moeproof.verify.subject import BY_NAME, Subject
 
-from .adapter import CONTIGUOUS, gate_shape, opposite_infinities, subject
+from .adapter import CONTIGUOUS, gate_shape, subject
 from .jit import COMPILE
 
 # Sources and include paths: flashinfer/jit/dsv3_optimizations.py; flags: gen_jit_spec in jit/core.py.
@@ -82,7 +83,7 @@ def _extra(case: Case) -> str | None:
     if groups == 1:
         return None
     # trace/templates/sampling.py: a group's score is the sum of its two best, and torch.topk ranks a NaN first.
-    if opposite_infinities(case.tensors["bias"]):
+    if holds_both_infinities(case.tensors["bias"]):
         return "bias holds infinities of both signs with groups; allowed: those of one"
     if experts <= 256 and each <= 32 and each * kept <= 128:
         return None

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from moeproof.strategies.case import Case
-from moeproof.strategies.contents import holds_inf, holds_nan
+from moeproof.strategies.contents import holds_both_infinities, holds_inf, holds_nan
 from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.verify.subject import Subject
 
-from .adapter import CONTIGUOUS, PACKAGE, gate_shape, opposite_infinities, subject
+from .adapter import CONTIGUOUS, PACKAGE, gate_shape, subject
 
 _LOAD = (
     PACKAGE
@@ -162,7 +162,7 @@ def _grouped_extra(case: Case) -> str | None:
         for name in ("logits", "bias"):
             if holds_nan(case.tensors[name]):
                 return f"{name} holds NaN; allowed for a shape that takes this kernel: numbers"
-        if opposite_infinities(case.tensors["bias"]):
+        if holds_both_infinities(case.tensors["bias"]):
             return "bias holds infinities of both signs with groups; allowed: those of one"
         return None
     # These kernels document another rule. For one group an expert whose logit or bias is not finite is no candidate,
