@@ -148,9 +148,20 @@ def test_what_is_no_pass(program: Path, tmp_path: Path) -> None:
     assert "reported once, not again" in once
     assert "the process died" in died
     assert "raised on every case under memcheck" in raised
-    assert "no answer within 3 s" in hung
+    assert "no answer within 3 s, and again in a new process" in hung
     assert sum("2 of 2 cases" in note for note in ran.notes) == 2
     assert len(list((tmp_path / "corpus" / "fused_gate").glob("lost-*.json"))) == 1  # the same case twice
+
+
+def test_a_process_lost_once_is_told_and_its_case_judged_in_a_new_one(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_MARK", str(tmp_path / "mark"))
+    ran = run(program, tmp_path, (stand_ins.DIES_ONCE, [gate(1, 8), gate(1, 3)]))
+    assert ran.summary.exit_code() == 0, ran.summary
+    (told,) = [note for note in ran.notes if "the process died" in note]
+    assert "not so in a new process" in told
+    assert len(list((tmp_path / "corpus" / "fused_gate").glob("lost-*.json"))) == 1
 
 
 def test_a_tool_that_does_not_start_is_no_pass(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,3 +145,11 @@ def test_reduction_takes_traits_away_and_adds_none() -> None:
     recipe = TensorSpec("float32", (1, 2), recipe=RECIPE)
     assert leads_to(least.but(logits=recipe), least)  # who knows what it holds
     assert leads_to(gate(((0.0,) * 8,), num_expert_group=4), gate(((0.0,) * 4,), num_expert_group=2))
+    assert not leads_to(gate(((0.0,) * 8,)), gate(((0.0,) * 4,), num_expert_group=2))
+
+
+def test_an_empty_batch_leads_to_none_but_an_empty_one() -> None:
+    empty = gate(((0.0, 0.0),)).but(logits=TensorSpec("float32", (0, 2), rows=()))
+    assert leads_to(empty.but(topk=2), empty)
+    assert not leads_to(gate(((0.0, 0.0),)), empty)
+    assert not leads_to(empty, gate(((0.0, 0.0),)))

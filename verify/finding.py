@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from .violation import CHECKS, SANITIZERS, SEVERITY, VARIANCES, Violation
 
 CUT_SHORT = "reduction cut short"
 """Stands for the traits of a case that was not reduced to the end."""
+SIZES = {"no": 0, "few": 8, "some": 128, "many": sys.maxsize}
+"""Words for sizes, each with the largest it is used for."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ def _special(rows: Any) -> set[str]:
 
 
 def _magnitude(size: int) -> str:
-    return "no" if not size else "few" if size <= 8 else "some" if size <= 128 else "many"
+    return next(name for name, most in SIZES.items() if size <= most)
 
 
 def describe(case: Case) -> str:

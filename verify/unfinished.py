@@ -16,11 +16,9 @@ from moeproof.strategies.case import Case
 
 from . import corpus
 from .child import CaseRunner
-from .finding import Finding, features
+from .finding import SIZES, Finding, features
 from .reduce.probe import OutOfTime, Probe
 from .subject import Unavailable
-
-SIZES = {"few": 0, "some": 1, "many": 2}
 
 
 def attributed(finding: Finding, folder: Path, executor: CaseRunner, seconds: float) -> str | None:
@@ -87,13 +85,15 @@ def leads_to(case: Case, least: Case) -> bool:
         The other one.
     """
     have = {_without_number(trait) for trait in features(case)}
-    sizes = {name: SIZES[size] for name, _, size in (t.partition("~") for t in have) if size}
+    sizes = {name: size for name, _, size in (t.partition("~") for t in have) if size}
     # What a recipe holds shows only once it is spelled out.
     unspelled = {name for name, spec in case.tensors.items() if spec.rows is None}
     for trait in map(_without_number, features(least)):
         name, is_size, size = trait.partition("~")
         if is_size:
-            if SIZES[size] > sizes[name]:
+            if name not in sizes or SIZES[size] > SIZES[sizes[name]]:
+                return False
+            if size == "no" != sizes[name]:  # an empty batch fails for another reason
                 return False
         elif trait not in have and trait.partition(":")[0] not in unspelled:
             return False

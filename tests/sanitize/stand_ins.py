@@ -87,6 +87,14 @@ def hangs(args: dict[str, Any], outputs: dict[str, torch.Tensor]) -> None:
     time.sleep(600)
 
 
+def dies_once(args: dict[str, Any], outputs: dict[str, torch.Tensor]) -> None:
+    """Take the process down unless another one has gone that way; ``FAKE_MARK`` is a file that remembers it."""
+    mark = Path(os.environ["FAKE_MARK"])
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def raises(args: dict[str, Any], outputs: dict[str, torch.Tensor]) -> None:
     """Refuse two tokens."""
     if args["logits"].shape[0] == 2:
@@ -104,7 +112,8 @@ def _subject(function: Callable[..., None]) -> Subject:
 
 
 SUBJECTS = {
-    f.__name__: _subject(f) for f in (right, odd_experts, torch_kernel, two_defects, only_once, dies, hangs, raises)
+    f.__name__: _subject(f)
+    for f in (right, odd_experts, torch_kernel, two_defects, only_once, dies, dies_once, hangs, raises)
 }
 ABSENT = Subject(
     "stand_in:fused_gate@absent",
@@ -113,4 +122,4 @@ ABSENT = Subject(
     DOMAIN,
     source=f"{Path(__file__).resolve()}:stand_in:fused_gate@absent",
 )
-RIGHT, ODD, TORCH, TWO, ONCE, DIES, HANGS, RAISES = SUBJECTS.values()
+RIGHT, ODD, TORCH, TWO, ONCE, DIES, DIES_ONCE, HANGS, RAISES = SUBJECTS.values()

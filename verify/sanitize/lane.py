@@ -230,7 +230,7 @@ class LaneRun:
                 break
             begin = time.monotonic()
             try:
-                observed = child.observe(subject, case)
+                observed = self._observed(child, subject, case)
             except (ToolError, HarnessError) as error:
                 self._error(str(error))
                 break
@@ -249,6 +249,21 @@ class LaneRun:
         if losses >= LOSSES:
             self._error(f"{name} is left out under {child.tool.name} after {losses} lost processes")
 
+    def _observed(self, child: SanitizedChild, subject: Subject, case: Case) -> Observed:
+        """Run a case; if the process is lost without a report, once more in a new one: a tool may hang by itself."""
+        first = child.observe(subject, case)
+        if not first.lost or first.reports:
+            return first
+        second = child.observe(subject, case)
+        if second.lost and not second.reports:
+            return first
+        kept = self._kept("lost", case)
+        self._note(f"{subject.name} under {child.tool.name} with {kept}: {first.lost}; not so in a new process")
+        return second
+
+    def _kept(self, what: str, case: Case) -> Path:
+        return corpus.keep(self.lane.out / "corpus", f"{what}-{derived(case.dumps()):x}", case)
+
     def _took(self, child: SanitizedChild, work: Work, at: int, observed: Observed, spent: float) -> None:
         """Take in what one run of a case gave."""
         case, state = work.cases[at], self.states[work.subject.name]
@@ -257,8 +272,8 @@ class LaneRun:
         path = work.subject.path(case) if work.subject.path is not None else ""
         state.coverage.add(case, rows, path, failed=bool(observed.reports))
         if observed.lost and not observed.reports:
-            kept = corpus.keep(self.lane.out / "corpus", f"lost-{derived(case.dumps()):x}", case)
-            self._error(f"{work.subject.name} under {child.tool.name} with {kept}: {observed.lost}")
+            lost = f"{work.subject.name} under {child.tool.name} with {self._kept('lost', case)}: {observed.lost}"
+            self._error(f"{lost}, and again in a new process")
         for key, report in observed.reports.items():
             if report.kernel.startswith(TORCH) and "reference" not in work.subject.tags:
                 if key not in state.passed_over:
@@ -288,7 +303,7 @@ class LaneRun:
         case, violation = self._culprit(focused, [work.cases[at], *work.cases[max(0, at - 1) : at]])
         if case is None or violation is None:
             self.reducing += time.monotonic() - begin
-            kept = corpus.keep(self.lane.out / "corpus", f"once-{derived(work.cases[at].dumps()):x}", work.cases[at])
+            kept = self._kept("once", work.cases[at])
             self._error(f"{work.subject.name}: {child.tool.name} reported once, not again, near {kept}: {report.text}")
             return
         finding = self._reduced(focused, case, violation)
