@@ -19,6 +19,7 @@ from moeproof.verify.explore import beyond, explore, inside
 from moeproof.verify.reduce.cost import cost
 from moeproof.verify.reduce.engine import Reduced, reduce_case
 from moeproof.verify.reduce.literal import relaid, spelled, with_rows
+from moeproof.verify.reduce.probe import MAX_SPELLED
 from moeproof.verify.subject import Subject
 from moeproof.verify.violation import Violation
 
@@ -150,6 +151,28 @@ def test_rows_are_made_alike_before_shorter_batches_are_tried() -> None:
         n for n, c in enumerate(executor.tried) if c.main.shape[0] == 513 and len(c.tensors["logits"].rows or ()) == 1
     )
     assert first <= 6  # each run of such a subject costs a process
+
+
+class Misaligned:
+    """Executor of a subject that dies of misaligned logits, those of a variant included."""
+
+    subject = replace(SUBJECTS["gate-flaky-order"], domain=GateDomain())
+
+    def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
+        if not case.tensors["logits"].offset % 4 and "layout" not in extras:
+            return Outcome()
+        return Outcome((Violation("cuda_error", "misaligned address", extras=extras),), fatal=True)
+
+
+def test_a_death_of_a_variant_of_a_large_case_ends_as_a_case_that_dies_by_itself() -> None:
+    logits = TensorSpec("float32", (MAX_SPELLED, 2), recipe=NORMAL)
+    case, executor = Case("fused_gate", {"topk": 2}, {"logits": logits}), Misaligned()
+    (violation,) = executor.run(case, ("layout",)).violations
+    result = reduce_case(executor, case, violation, seconds=300)
+    assert result.complete
+    assert executor.run(result.case).violations
+    assert result.case.main.shape == (1, 1)
+    assert result.violation.extras == ()
 
 
 class Groups:

@@ -46,16 +46,17 @@ def _no_shipped_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def fuzz(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
     """Return a function that runs a campaign on a subject whose reductions get the seconds that are given, in turns."""
 
-    def call(out: Path, *seconds: float, slug: str = TIE, seed: int = 3) -> Summary:
+    def call(out: Path, *seconds: float, seed: int = 3, known: tuple[Path, ...] = ()) -> Summary:
         turns = itertools.chain(seconds, itertools.repeat(seconds[-1]))
         monkeypatch.setattr(
             module, "reduce_to_finding", lambda *a, **k: reduce_to_finding(*a, **(k | {"seconds": next(turns)}))
         )
         config = Config(
-            subjects=(f"zoo:{slug}",),
+            subjects=(f"zoo:{TIE}",),
             cases=40,
             seed=seed,
             out=out,
+            known=known,
             isolate=False,
             max_elements=1024,
         )
@@ -97,6 +98,14 @@ def test_what_is_cut_short_is_the_kept_finding_that_it_would_become(
     assert next(iter(again.findings.values()))["known"]
 
 
+def test_it_is_the_listed_finding_that_it_would_become(tmp_path: Path, fuzz: Callable[..., Summary]) -> None:
+    (name,) = fuzz(tmp_path / "one", 600.0).findings
+    listed = tmp_path / "one" / "findings" / name
+    summary = fuzz(tmp_path / "two", NO_TIME, seed=4, known=(listed,))
+    (found,) = summary.findings.values()
+    assert (found["identity"], found["known"], found["folder"]) == (name, True, str(listed))
+
+
 @pytest.mark.parametrize("seconds", [(NO_TIME, 600.0), (600.0, NO_TIME)])
 def test_one_that_is_cut_short_waits_for_the_next(
     seconds: tuple[float, ...], tmp_path: Path, fuzz: Callable[..., Summary]
@@ -130,9 +139,10 @@ def test_a_kept_finding_must_still_happen_and_be_of_the_same_subject(tmp_path: P
     kept = _finding(wrong, gate(((0.0, 0.0),)), complete=True)
     kept.write(tmp_path)
     larger = _finding(wrong, gate(((1.0, 1.0, 0.5),) * 9, scoring="softmax"), complete=False)
-    assert attributed(larger, tmp_path, Inline(wrong), 600.0) == kept.identity
-    assert attributed(larger, tmp_path, Inline(right), 600.0) is None  # it was mended
-    assert attributed(replace(larger, subject=right), tmp_path, Inline(wrong), 600.0) is None
+    folders = [tmp_path / kept.identity]
+    assert attributed(larger, folders, Inline(wrong), 600.0) == folders[0]
+    assert attributed(larger, folders, Inline(right), 600.0) is None  # it was mended
+    assert attributed(replace(larger, subject=right), folders, Inline(wrong), 600.0) is None
 
 
 def test_reduction_takes_traits_away_and_adds_none() -> None:

@@ -373,8 +373,8 @@ class Campaign:
         self.reducing += time.monotonic() - self.building - begin
 
     def _cut_short(self, state: State, key: str, finding: Finding) -> None:
-        """Find out which kept finding it is; hold it back once if it is none, since the next may be reduced further."""
-        if self._is_kept(state, finding):
+        """Find out which known one it is; hold it back once if it is none, since the next may be reduced further."""
+        if self._is_known(state, finding):
             return
         if key in state.held:
             self._keep(min(finding, state.held[key][0], key=lambda f: cost(f.case)))
@@ -387,15 +387,16 @@ class Campaign:
             state.held[key] = (finding, corpus.keep(self.config.out / "corpus", name, finding.case))
 
     def _compare_held(self, state: State) -> None:
-        """Report what is held back as the kept finding that it turns out to be."""
+        """Report what is held back as the known finding that it turns out to be."""
         for key, (finding, _) in list(state.held.items()):
-            if self._is_kept(state, finding):
+            if self._is_known(state, finding):
                 self._release(state, key)
 
-    def _is_kept(self, state: State, finding: Finding) -> bool:
-        """Say whether a finding that was cut short is one that is kept, and report that one then."""
+    def _is_known(self, state: State, finding: Finding) -> bool:
+        """Say whether a finding that was cut short is one that is known, and report that one then."""
+        kept = sorted((self.config.out / "findings").glob("*"))
         with self._timed_reduction():
-            known = attributed(finding, self.config.out / "findings", state.executor, self.config.reduce_seconds)
+            known = attributed(finding, [*kept, *self.config.known], state.executor, self.config.reduce_seconds)
         if known is not None:
             self._say_known(known)
         return known is not None
@@ -427,12 +428,11 @@ class Campaign:
         self._emit("finding", **finding.summary(), **artefacts(place), folder=str(place))
 
     @held()
-    def _say_known(self, identity: str) -> None:
-        """Report a kept finding as seen, with what is kept of it."""
-        if identity not in self.findings:
-            self.findings.add(identity)
-            place = self.config.out / "findings" / identity
-            summary = json.loads((place / "finding.json").read_text(encoding="utf-8"))
+    def _say_known(self, place: Path) -> None:
+        """Report the finding of a folder as seen, with what is kept of it."""
+        summary = json.loads((place / "finding.json").read_text(encoding="utf-8"))
+        if summary["identity"] not in self.findings:
+            self.findings.add(summary["identity"])
             self._emit("known", **summary, **artefacts(place), folder=str(place))
 
     # -- events --------------------------------------------------------------------------------------------------

@@ -117,6 +117,7 @@ def fuzz(
         ops = sorted({s.op for s in find(chosen)})
         if op and not set(op) & set(ops):
             raise usage(f"op is {', '.join(op)}; allowed for {', '.join(chosen)}: {', '.join(ops)}")
+        listed = read(ledger) if ledger is not None else None
         config = Config(
             subjects=chosen,
             ops=tuple(op or ()),
@@ -126,13 +127,13 @@ def fuzz(
             workers=workers,
             out=out,
             corpus=tuple(corpus_folder or ()),
+            known=listed.folders if listed is not None else (),
             preset=preset,
             max_elements=max_elements,
             perturb=perturb,
             case_seconds=case_seconds,
             reduce_seconds=reduce_seconds,
         )
-        listed = read(ledger) if ledger is not None else None
         log = JsonLines(out / "events.jsonl")
     except (ConfigError, LedgerError, SubjectError) as error:
         raise usage(str(error)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Config:
         Folder of findings, corpus, logs and cases in flight.
     corpus : tuple of Path
         Further corpus folders.
+    known : tuple of Path
+        Folders of findings that a ledger lists: a case whose reduction is cut short may be one of them.
     preset : str, optional
         Only cases of one model preset.
     max_elements : int, optional
@@ -54,7 +56,8 @@ class Config:
     seed: int = 0
     workers: int = 1
     out: Path = Path(".moeproof")
-    corpus: tuple[Path, ...] = field(default=())
+    corpus: tuple[Path, ...] = ()
+    known: tuple[Path, ...] = ()
     preset: str | None = None
     max_elements: int | None = None
     isolate: bool = True

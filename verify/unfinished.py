@@ -1,4 +1,4 @@
-"""Which kept finding a case belongs to whose reduction was cut short.
+"""Which known finding a case belongs to whose reduction was cut short.
 
 A case that could not be reduced to the end bears traits that have nothing to do with its defect, and two such cases of
 one defect bear different ones: they say nothing about which defect it is.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from .reduce.probe import OutOfTime, Probe
 from .subject import Unavailable
 
 
-def attributed(finding: Finding, folder: Path, executor: CaseRunner, seconds: float) -> str | None:
-    """Return the identity of the kept finding that reducing a case to the end would have led to.
+def attributed(finding: Finding, folders: Iterable[Path], executor: CaseRunner, seconds: float) -> Path | None:
+    """Return the folder of the known finding that reducing a case to the end would have led to.
 
     That is one of the same subject and check that was reduced to the end, has no trait that the case lacks, and
     happens still.
@@ -31,20 +31,20 @@ def attributed(finding: Finding, folder: Path, executor: CaseRunner, seconds: fl
     ----------
     finding : Finding
         What was cut short.
-    folder : Path
-        Folder of kept findings.
+    folders : iterable of Path
+        Known findings' folders.
     executor : CaseRunner
-        Runs the kept cases again.
+        Runs the known cases again.
     seconds : float
-        Time limit of that. A kept case that there is no time for counts as one that still fails.
+        Time limit of that. A known case that there is no time for counts as one that still fails.
 
     Returns
     -------
-    str, optional
-        None if no kept finding is the same.
+    Path, optional
+        None if no known finding is the same.
     """
     probe = Probe(executor, finding.violation.check, time.monotonic() + seconds, extras=finding.violation.extras)
-    for summary, case in _kept(finding, folder):
+    for place, summary, case in _alike(finding, folders):
         if not leads_to(finding.case, case):
             continue
         probe.set_rate(int(summary["failed"]), max(1, int(summary["runs"])))
@@ -53,23 +53,23 @@ def attributed(finding: Finding, folder: Path, executor: CaseRunner, seconds: fl
                 continue
         except (OutOfTime, Unavailable):
             pass
-        return str(summary["identity"])
+        return place
     return None
 
 
-def _kept(finding: Finding, folder: Path) -> Iterator[tuple[dict[str, Any], Case]]:
-    """Yield the kept findings of a finding's subject and check that were reduced to the end."""
+def _alike(finding: Finding, folders: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any], Case]]:
+    """Yield the known findings of a finding's subject and check that were reduced to the end."""
     same = {
         "subject": finding.subject.name,
         "check": finding.violation.check,
         "outside_domain": finding.refusal,
         "complete": True,
     }
-    for file in sorted(folder.glob("*/finding.json")):
+    for place in folders:
         try:
-            summary = json.loads(file.read_text(encoding="utf-8"))
+            summary = json.loads((place / "finding.json").read_text(encoding="utf-8"))
             if {name: summary.get(name) for name in same} == same:
-                yield summary, corpus.read_case(file.with_name("case.json"))
+                yield place, summary, corpus.read_case(place / "case.json")
         except (OSError, ValueError):  # another process may be writing it, or have removed it
             continue
 

@@ -115,6 +115,7 @@ class Gate:
         self.summary = Summary()
         device = "cuda" if request.cuda else "cpu"
         self.outcome = Outcome(found, hit, request.seed or 0, device, partial=request.partial)
+        self._known = ledger.folders if ledger is not None else ()
         self._sink = tee(self.summary, sinks, ledger)
         self._tell = tell
         self._stages = itertools.count()
@@ -182,6 +183,7 @@ class Gate:
             seed=self.request.seed_of(lane),
             out=self.request.out,
             corpus=self.request.lanes.corpus,
+            known=self._known,
             max_elements=lane.max_elements,
             case_seconds=lane.case_seconds,
             reduce_seconds=lane.reduce_seconds,

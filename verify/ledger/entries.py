@@ -91,6 +91,11 @@ class Ledger:
     path: Path
     entries: Mapping[str, Entry]
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders of the findings that are listed."""
+        return tuple(entry.folder for entry in self.entries.values())
+
     def known(self, finding: Mapping[str, Any]) -> str:
         """Return why a finding, in the form of `Finding.summary`, is known; an empty string if it is not listed."""
         entry = self.entries.get(finding["identity"])

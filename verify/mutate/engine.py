@@ -49,7 +49,7 @@ ALIVE = "-alive"
 """Ends the key of what is known of a mutant that its first cases have not killed."""
 FIRST_CASES = 48
 """Cases before a mutant's machine code is compared with that of the unmutated kernels: most die sooner."""
-LISTED_SHARE = 5
+LISTED_SHARE = 10
 """Mutants that are listed as equivalent get one case in so many: enough to refute a wrong entry, mostly."""
 SAME_CODE = "the compiler makes the same machine code of it in every instantiation that cases run"
 REFUSED = "the compiler of the device refuses it"
@@ -321,7 +321,7 @@ class Engine:
         rest: dict[str, tuple[Mutant, Verdict]] = {}
         unreached = [(m, v) for m, v in alive if m.id in self.listed]
         others = [(m, v) for m, v in alive if m.id not in self.listed]
-        for mutant, verdict in itertools.chain(unreached, self._compare(work, others)):
+        for mutant, verdict in itertools.chain(unreached, self._compare(work, others, orders)):
             if verdict.status == SURVIVED and len(orders[mutant.id]) > FIRST_CASES:
                 rest[mutant.id] = mutant, verdict
             else:
@@ -359,7 +359,9 @@ class Engine:
             shutil.rmtree(work / done.tag.id, ignore_errors=True)
             yield done.tag, _verdict(done, len(full[done.tag.id]))
 
-    def _compare(self, work: Path, alive: list[tuple[Mutant, Verdict]]) -> Iterator[tuple[Mutant, Verdict]]:
+    def _compare(
+        self, work: Path, alive: list[tuple[Mutant, Verdict]], orders: dict[str, list[int]]
+    ) -> Iterator[tuple[Mutant, Verdict]]:
         """Find the mutants of which a compiler makes what it makes of the unmutated kernels, or nothing."""
         assert self._baseline is not None
         attempts = self._baseline.attempts
@@ -369,7 +371,10 @@ class Engine:
             for mutant, _ in alive:
                 sources = work / mutant.id
                 write_variant(self.plan.folder, sources, mutant)
-                builds = sorted({a.build for a in attempts if a.op in self.ops[mutant.file]})
+                # A difference most likely shows where cases reach the mutant: the others need no compiling then.
+                reaching = [attempts[n].build for n in orders[mutant.id]]
+                others = [a.build for a in attempts if a.op in self.ops[mutant.file]]
+                builds = list(dict.fromkeys([*reaching, *others]))
                 payload = (self.judge, self.plan.folder, sources, builds, self.cache)
                 yield Job(mutant, payload, 600.0)
 

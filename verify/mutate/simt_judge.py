@@ -71,7 +71,7 @@ class SimtJudge:
         except CompileError:
             return None
         _use_cache(cache)
-        kernels = sorted({kernel for build in builds for kernel in build.split(";")})
+        kernels = dict.fromkeys(kernel for build in builds for kernel in build.split(";"))
         return (_cubin(sources, *kernel.split(":")) for kernel in kernels)
 
 

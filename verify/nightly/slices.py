@@ -217,7 +217,7 @@ class SliceCampaign(Campaign):
         """Recognise a kept case that fails as it did when it was reduced, and spend no time on it again."""
         name = identity(state.subject, case, violation, refusal=refusal)
         if self._has(name):
-            self._say_known(name)
+            self._say_known(self.config.out / "findings" / name)
         elif not self._was_cut_short(state, case, violation):
             return False
         state.failures[violation.check] += 1
@@ -227,11 +227,11 @@ class SliceCampaign(Campaign):
         """Recognise a kept case whose reduction was cut short, by what it holds: its traits tell nothing."""
         seen = Reduced(case, violation, failed=1, runs=1, tries=0, seconds=0.0, complete=False)
         finding = make_finding(state.subject, seen, refusal=False, device=state.executor.device, actual={})
-        kept = self.config.out / "findings" / finding.identity / "case.json"
-        if not self._has(finding.identity) or digest(read_case(kept)) != digest(case):
+        kept = self.config.out / "findings" / finding.identity
+        if not self._has(finding.identity) or digest(read_case(kept / "case.json")) != digest(case):
             return False
-        if not self._is_kept(state, finding):  # another night may have reduced one of its kind to the end
-            self._say_known(finding.identity)
+        if not self._is_known(state, finding):  # another night may have reduced one of its kind to the end
+            self._say_known(kept)
         return True
 
     def _has(self, name: str) -> bool:
@@ -333,6 +333,7 @@ def run_slice(
     *,
     out: Path,
     corpus: tuple[Path, ...],
+    known: tuple[Path, ...],
     seed: int,
     children: Children,
     memory: Memory,
@@ -348,6 +349,7 @@ def run_slice(
         seed=derived(seed, work.id),
         out=out,
         corpus=corpus,
+        known=known,
         preset=unit.preset or None,
         max_elements=unit.max_elements,
         case_seconds=unit.case_seconds,

@@ -118,6 +118,7 @@ class Night:
             self._keep = stack.pop_all()
         self.summary = Summary()
         self.failing: set[str] = set()
+        self._known = ledger.folders if ledger is not None else ()
         self._sinks: list[Sink] = [self.summary, self._notice]
         self._ticked = time.monotonic()
 
@@ -159,6 +160,7 @@ class Night:
         plan = {
             "devices": request.devices,
             "corpus": [str(folder.resolve()) for folder in request.lanes.corpus],
+            "known": [str(folder.resolve()) for folder in self._known],
             "examples": {"github": shared.github, "artifact": shared.artifact},
         }
         replay = replay_seconds(self.units, request.seconds, request.workers)

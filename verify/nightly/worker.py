@@ -43,6 +43,7 @@ class Work:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a", encoding="utf-8")
         self._corpus = tuple(Path(folder) for folder in plan["corpus"])
+        self._known = tuple(Path(folder) for folder in plan["known"])
         self._seed = int(plan["seed"])
         self._reporter = Reporter(worker.id, self._write)
         self._children = Children(out, worker.id)
@@ -80,6 +81,7 @@ class Work:
                     self._event,
                     out=self._out,
                     corpus=self._corpus,
+                    known=self._known,
                     seed=self._seed,
                     children=self._children,
                     memory=self._memory,

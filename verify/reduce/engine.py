@@ -95,8 +95,14 @@ def reduce_case(
         # A pass may be unable to read a case that breaks the op's own contract, as one that must be refused does.
         unreadable = (LookupError, ArithmeticError, ValueError) if refusal else ()
         with contextlib.suppress(*unreadable):
-            while _improve(best, probe, _PASSES[case.op]):
-                pass
+            while True:
+                while _improve(best, probe, _PASSES[case.op]):
+                    pass
+                # Its variants may have been too large to be tried by themselves before.
+                case = probe.plain(best.case)
+                if case is best.case:
+                    break
+                best.case = case
         complete = True
     probe.deadline = time.monotonic() + max(5.0, 0.5 * seconds)
     # A rare failure needs as many runs to be measured as it took to be seen.

@@ -128,6 +128,8 @@ class Probe:
         violation = self.once(case)
         if violation is None:
             self.extras = extras
+        else:  # what failed with them may pass without
+            self._seen = {key: seen for key, seen in self._seen.items() if seen is None}
         return violation
 
     def failing_rows(self, case: Case, contents: list[tuple[float, ...]]) -> list[int]:
