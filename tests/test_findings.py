@@ -144,6 +144,7 @@ def _others() -> dict[str, Finding]:
         "misread": misread,
         "near": replace(_made("gate-last-expert-lost", NEAR, "selection"), actual={"indices": [[1, 0]]}),
         "near tie": replace(_made("gate-tie-higher-id", tied, "tie_order"), actual={"indices": [[1, 0, 3]]}),
+        "long": _made("gate-tie-higher-id", gate((128, 2), ((0.0, 1.0), (1.0, 1.0))), "tie_order"),
         "launch": _made("gate-raises-inside", gate((0, 2), ()), "cuda_error", f"{PENDING}: CUDA error"),
         "any order": _made("align-claims-bitwise", order, "align_layout"),
         "sentinel": _made("align-sentinel-dropped", sentinel, "align_layout"),
@@ -168,6 +169,7 @@ RIGHT_OTHERS = {
     "label": "right-align",
     "misread": "right-gate",
     "launch": "right-gate",
+    "long": "right-gate",
     "near": "right-gate-float32",
     "near tie": "right-gate-float32",
     "any order": "right-align-backwards",
@@ -218,6 +220,12 @@ def test_a_script_runs_as_a_program_of_its_own(scripts: dict[str, dict[str, Path
     assert done.returncode == 1, done.stderr
     assert "expected [[0]]\n  actual   [[1]]" in done.stdout
     assert done.stdout.endswith("WRONG\n")
+
+
+def test_a_script_prints_of_long_results_where_they_begin_to_differ(scripts: dict[str, dict[str, Path]]) -> None:
+    done = subprocess.run([sys.executable, scripts["long"]["wrong"]], capture_output=True, text=True, check=False)
+    assert "indices[1:]\n  expected [[0], [1], [0]," in done.stdout, done.stderr
+    assert len(done.stdout) < 3000
 
 
 def test_scripts_hold_nothing_that_they_do_not_use(scripts: dict[str, dict[str, Path]]) -> None:

@@ -193,6 +193,13 @@ def test_weight_bounds_are_tight() -> None:
         assert float(((high - low) / high).max()) < 2 * 64 * ULP
 
 
+@pytest.mark.parametrize(("logit", "wrong"), [(-84.6, set()), (-70.0, {"weights"})])
+def test_a_quotient_may_be_flushed_before_it_is_scaled(logit: float, wrong: set[str]) -> None:
+    args = {"logits": f32([20.0] * 15 + [logit]), "topk": 16, "routed_scaling_factor": 16.0}
+    outputs = {"indices": i32(list(range(16))), "weights": f32([16 / 15] * 15 + [0.0])}
+    assert failed(args | {"apply_routed_scaling_factor_on_output": True}, outputs) == wrong
+
+
 # -- ties, NaN and infinities --------------------------------------------------------------------------------
 
 
@@ -210,6 +217,18 @@ def test_provable_ties_come_by_id() -> None:
     assert checks_of_ids(f32([2, 2, 2, 2]), [0, 1], bias=near) == set()
     assert checks_of_ids(f32([2, 2, 2, 2]), [1, 0], bias=near) == set()
     assert checks_of_ids(f32([2, 2, 2, 2]), [2, 0], bias=near) == {"tie_order"}
+
+
+def test_what_nothing_ranks_may_be_declared_open() -> None:
+    logits, rules = f32([NAN, NAN, 1.0, 1.0]), GateRules(unranked="any")
+    assert checks_of_ids(logits, [2, 3, 1]) == {"tie_order"}
+    assert checks_of_ids(logits, [2, 3, 1], rules) == set()
+    assert checks_of_ids(logits, [3, 2], rules) == {"tie_order"}
+    assert checks_of_ids(logits, [0, 2], rules) == {"nan_policy"}
+    outputs = {"indices": i32([2, 3, 0]), "weights": f32([0.5, 0.5, NAN])}
+    args = {"logits": logits, "topk": 3}
+    assert failed(args, outputs) == {"nan_policy"}
+    assert failed(args, outputs, rules) == set()
 
 
 def test_saturated_scores_are_open() -> None:

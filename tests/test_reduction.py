@@ -11,7 +11,7 @@ import torch
 from zoo import WRONG
 
 from moeproof.strategies.case import Case, TensorSpec
-from moeproof.strategies.domain import GateDomain
+from moeproof.strategies.domain import AlignDomain, GateDomain
 from moeproof.strategies.domain_check import why_outside
 from moeproof.verify.child import Inline
 from moeproof.verify.execute import Outcome
@@ -173,6 +173,25 @@ def test_a_death_of_a_variant_of_a_large_case_ends_as_a_case_that_dies_by_itself
     assert executor.run(result.case).violations
     assert result.case.main.shape == (1, 1)
     assert result.violation.extras == ()
+
+
+class Narrow:
+    """Executor of a subject that cuts ids to 32 bits."""
+
+    subject = replace(SUBJECTS["align-uint8-count"], domain=AlignDomain())
+
+    def run(self, case: Case, extras: tuple[str, ...] = (), *, refusal: bool = False) -> Outcome:
+        wrong = bool((case.main.contents("cpu") >= 1 << 32).any())
+        return Outcome((Violation("align_layout", "wrong"),) if wrong else ())
+
+
+def test_an_id_that_was_edited_in_is_found_among_millions() -> None:
+    edits = [[142_193, 1, 1 << 32], [27_844, 4, 10]]
+    recipe = {"kind": "ids", "seed": 1, "num_experts": 9, "blocks": [{"pattern": "uniform"}], "edits": edits}
+    ids = TensorSpec("int64", (368_647, 5), recipe=recipe)
+    case = Case("moe_align_block_size", {"num_experts": 9, "block_size": 1}, {"topk_ids": ids})
+    result = reduce_case(Narrow(), case, Violation("align_layout", "wrong"), seconds=300)
+    assert result.case.main.shape == (1, 1)
 
 
 class Groups:

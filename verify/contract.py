@@ -44,7 +44,7 @@ def arguments(case: Case, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]
 
 def gate_rules(subject: Subject) -> GateRules:
     """Return what a subject of fused_gate documents instead of the contract's own rules."""
-    return GateRules(subject.tie_order, subject.weights_scaled, subject.unranked_weights)
+    return GateRules(subject.tie_order, subject.weights_scaled, subject.unranked)
 
 
 def judge(

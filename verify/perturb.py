@@ -32,8 +32,9 @@ Perturbation = Callable[[Launch, dict[str, Any], int], list[Outputs]]
 
 SOURCE = str(Path(__file__).resolve().with_name("perturb.cu"))
 _params = Params(2, "qiIii")  # PerturbParams of perturb.cu
-PATTERNS = (0xFFFFFFFF, 0x3F800000)
-"""Words that fill shared memory: NaN or −1, and 1.0f or an index far out of range."""
+PATTERNS = (0xFFFFFFFF, 0x3F800000, 0x7F00FFFF)
+"""Words that fill shared memory: NaN or −1; 1.0f or an index far out of range; 1.7e38, which outdoes every score, or an
+index that is out of range in its lower half as well."""
 RESERVED = 1024
 """Bytes of a multiprocessor's shared memory that each block costs beyond its own."""
 PLAIN_SHARED = (48 << 10, 16 << 10, 4 << 10)

@@ -78,9 +78,10 @@ class Subject:
         ``"lower_id"``, or ``"any"`` where the library documents that equal scores come in no specified order.
     weights_scaled : str
         ``"flag"``: the scale is applied as the contract says; ``"renormalized"``: only together with `renormalize`.
-    unranked_weights : str
+    unranked : str
         ``"score"``: as the contract says; ``"any"``: the library says nothing of the weight of an expert that nothing
-        ranks, whose c is NaN or −inf, and with `renormalize` of its row's weights.
+        ranks, whose c is NaN or −inf or whose group is dropped, with `renormalize` of its row's weights, and nothing
+        of the order of those with NaN.
     refuses : bool
         It promises to raise on input outside its domain.
     path : callable, optional
@@ -108,7 +109,7 @@ class Subject:
     dtype_invariant: bool = False
     tie_order: str = "lower_id"
     weights_scaled: str = "flag"
-    unranked_weights: str = "score"
+    unranked: str = "score"
     refuses: bool = False
     path: Callable[[Any], str] | None = None
     repro: str = ""
@@ -124,7 +125,7 @@ class Subject:
             "minus_one": ("drop", "sentinel_blocks"),
             "tie_order": ("lower_id", "any"),
             "weights_scaled": ("flag", "renormalized"),
-            "unranked_weights": ("score", "any"),
+            "unranked": ("score", "any"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:

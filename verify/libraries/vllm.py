@@ -254,6 +254,8 @@ def _topk_softplus_sqrt() -> Subject:
         padding=False,  # is_padding masks ids, not weights
         expert_map=False,
         layouts=CONTIGUOUS,
+        # topk_softplus_sqrt_kernels.cu clamps a NaN score to 0 before it adds the bias, so that a NaN ranks as that.
+        nan=False,
     )
     return _gate("topk_softplus_sqrt", _TOPK_SOFTPLUS_SQRT, domain, _topk_path)
 

@@ -47,7 +47,7 @@ MESSAGE = 400
 """Longest message that a verdict keeps."""
 ALIVE = "-alive"
 """Ends the key of what is known of a mutant that its first cases have not killed."""
-FIRST_CASES = 48
+FIRST_CASES = 100
 """Cases before a mutant's machine code is compared with that of the unmutated kernels: most die sooner."""
 LISTED_SHARE = 10
 """Mutants that are listed as equivalent get one case in so many: enough to refute a wrong entry, mostly."""

@@ -187,7 +187,7 @@ def _judge_chunk(
         high.masked_fill_(padded, 0.0)
     wide = weights.double()
     fits = (wide >= low).logical_and_(wide <= high)
-    if params.may_be_open or rules.unranked_weights == "any":
+    if params.may_be_open or rules.unranked == "any":
         fits.logical_or_(low == -torch.inf)
     gold = is_gold(kept_key(rows, kept), picks)
     judged = _Judged(
@@ -218,6 +218,8 @@ def _wrong_ids(
         only_ties[where] = admissible(rows.take(where), some_kept, picks[where], params, ties=False)
     takes_nan = rows.c.gather(1, picks).isnan().any(1)
     rest = wrong & ~only_ties
+    if rules.unranked == "any":
+        only_ties &= ~takes_nan
     return {"tie_order": only_ties, "nan_policy": rest & takes_nan, "selection": rest & ~takes_nan}
 
 

@@ -27,13 +27,14 @@ class GateRules:
         ``lower_id``, or ``any`` where equal scores may come in any order.
     weights_scaled : str
         ``flag``, or ``renormalized``: the scale is applied only together with `renormalize`.
-    unranked_weights : str
-        ``score``, or ``any``: the weight of an expert whose c is NaN or −inf is open.
+    unranked : str
+        ``score``, or ``any``: the weight of an expert whose c is NaN or −inf, or whose group is dropped, is open, and
+        the order of those with NaN.
     """
 
     tie_order: str = "lower_id"
     weights_scaled: str = "flag"
-    unranked_weights: str = "score"
+    unranked: str = "score"
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def weight_bounds(
         # Where it is open which groups are kept, it is open which places dropped experts fill with weight 0.
         low.masked_fill_(vague[:, None], 0.0)
     low, high = _scaled(low, high, params, rules)
-    if rules.unranked_weights == "any":
-        unranked = ~(rows.c.gather(1, chosen) > -torch.inf)
+    if rules.unranked == "any":
+        unranked = void | ~(rows.c.gather(1, chosen) > -torch.inf)
         if params.renormalize:
             unranked = unranked.any(1, keepdim=True)
         low.masked_fill_(unranked, -torch.inf)
@@ -84,14 +84,17 @@ def _scaled(
         low, high = least, most
         steps += params.routed + 2
     scaled = rules.weights_scaled == "flag" or params.renormalize
+    flushed = 2 * TINY
     if params.apply_routed_scaling_factor_on_output and scaled:
         low.mul_(params.routed_scaling_factor)
         high.mul_(params.routed_scaling_factor)
+        # What renormalising makes may be flushed to zero before it is scaled.
+        flushed *= max(1.0, params.routed_scaling_factor)
         steps += 2
     if steps:
         slack = 2 * steps * U
-        low.mul_(1 - slack).add_(low > 0, alpha=-2 * TINY)
-        high.mul_(1 + slack).add_(high > 0, alpha=2 * TINY)
+        low.mul_(1 - slack).add_(low > 0, alpha=-flushed)
+        high.mul_(1 + slack).add_(high > 0, alpha=flushed)
     if unbounded is not None:
         low.masked_fill_(unbounded, -torch.inf)
         high.masked_fill_(unbounded, torch.inf)
