@@ -74,8 +74,10 @@ def test_what_was_cut_short_is_known_the_next_night(night: Night) -> None:
 
 def test_it_is_known_as_the_one_that_another_night_has_reduced(night: Night) -> None:
     (short,) = told(night("fuzz", CUT_SHORT), "finding")
-    (whole,) = told(night("fuzz", WHOLE), "finding")
+    events = night("fuzz", WHOLE)
+    (whole,) = told(events, "finding")
     assert whole != short
+    assert [e.data.get("instead_of") for e in events if e.kind == "finding"] == [short]
     replay = night("corpus", WHOLE)
     assert (told(replay, "finding"), told(replay, "known"), reductions(replay)) == ([], [whole], 0)
 

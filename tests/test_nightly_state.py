@@ -257,8 +257,8 @@ def test_cases_in_flight_of_a_lost_worker_are_set_aside_and_no_others(tmp_path: 
 # -- events ----------------------------------------------------------------------------------------------------------
 
 
-def finding(identity: str, kind: str = "finding") -> Event:
-    return Event(kind, {"identity": identity, "subject": "x:op", "version": "1", "worker": 1})
+def finding(identity: str, kind: str = "finding", **more: str) -> Event:
+    return Event(kind, {"identity": identity, "subject": "x:op", "version": "1", "worker": 1, **more})
 
 
 def written(folder: Path, name: str, *events: Event) -> None:
@@ -290,6 +290,13 @@ def test_a_defect_is_passed_on_once_and_as_what_it_is_to_the_run(tmp_path: Path)
     assert passed(stream) == []
     again = Stream(tmp_path, "night", reported={"old"}, ledger=None)  # after a reboot: all of it, once
     assert len(passed(again)) == 3
+
+
+def test_one_that_an_earlier_night_had_cut_short_is_known(tmp_path: Path) -> None:
+    names = ("old", "never reported")
+    written(tmp_path, "1.jsonl", *(finding(f"whole {name}", instead_of=name) for name in names))
+    stream = Stream(tmp_path, "night", reported={"old"}, ledger=None)
+    assert [e.kind for e in passed(stream)] == ["known", "finding"]
 
 
 def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:

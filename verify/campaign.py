@@ -30,7 +30,7 @@ from .interrupt import held
 from .perturb import missing
 from .reduce.cost import cost
 from .subject import Subject, Unavailable, find
-from .unfinished import attributed
+from .unfinished import attributed, instead_of
 from .violation import Violation
 
 CHUNK = 60
@@ -425,7 +425,8 @@ class Campaign:
         if not finding.refusal:
             corpus.keep(self.config.out / "corpus", finding.identity, finding.case)
         self.findings.add(finding.identity)
-        self._emit("finding", **finding.summary(), **artefacts(place), folder=str(place))
+        about = finding.summary() | artefacts(place) | instead_of(finding, place.parent)
+        self._emit("finding", **about, folder=str(place))
 
     @held()
     def _say_known(self, place: Path) -> None:

@@ -16,7 +16,7 @@ from moeproof.strategies.case import Case
 
 from . import corpus
 from .child import CaseRunner
-from .finding import SIZES, Finding, features
+from .finding import SIZES, Finding, features, identity
 from .reduce.probe import OutOfTime, Probe
 from .subject import Unavailable
 
@@ -72,6 +72,26 @@ def _alike(finding: Finding, folders: Iterable[Path]) -> Iterator[tuple[Path, di
                 yield place, summary, corpus.read_case(place / "case.json")
         except (OSError, ValueError):  # another process may be writing it, or have removed it
             continue
+
+
+def instead_of(finding: Finding, folder: Path) -> dict[str, str]:
+    """Return, as ``instead_of``, the identity of the finding that was kept cut short and is this one; else nothing.
+
+    Parameters
+    ----------
+    finding : Finding
+        A new finding.
+    folder : Path
+        Folder of kept findings.
+    """
+    if finding.refusal or not finding.complete:
+        return {}
+    name = identity(finding.subject, finding.case, finding.violation, refusal=False, complete=False)
+    try:
+        before = corpus.read_case(folder / name / "case.json")
+    except (OSError, ValueError):
+        return {}
+    return {"instead_of": name} if leads_to(before, finding.case) else {}
 
 
 def leads_to(case: Case, least: Case) -> bool:

@@ -333,7 +333,7 @@ def run_slice(
     *,
     out: Path,
     corpus: tuple[Path, ...],
-    known: tuple[Path, ...],
+    known: tuple[Path, ...] = (),
     seed: int,
     children: Children,
     memory: Memory,

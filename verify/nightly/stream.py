@@ -77,7 +77,9 @@ class Stream:
         data, kind = event.data, event.kind
         if kind in ("finding", "known"):
             mark = ("finding", data["identity"])
-            kind = "known" if data["identity"] in self._reported else "finding"
+            # A defect has another name while reductions of it are cut short.
+            before = {data["identity"], data.get("instead_of")} & self._reported
+            kind = "known" if before else "finding"
             if self._ledger is not None:
                 data = {**data, "listed": self._ledger.known(data)}
         elif kind in ("subject", "unavailable"):
