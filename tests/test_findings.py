@@ -19,7 +19,7 @@ from moeproof.strategies.case import Case, TensorSpec
 from moeproof.verify.finding import Finding, make_finding
 from moeproof.verify.literals import repeated, source, wrapped
 from moeproof.verify.reduce.engine import Reduced, reduce_case
-from moeproof.verify.repro import tensor_call
+from moeproof.verify.repro import render_script, tensor_call
 from moeproof.verify.subject import find
 from moeproof.verify.violation import PENDING, Violation
 
@@ -226,6 +226,10 @@ def test_a_script_prints_of_long_results_where_they_begin_to_differ(scripts: dic
     done = subprocess.run([sys.executable, scripts["long"]["wrong"]], capture_output=True, text=True, check=False)
     assert "indices[1:]\n  expected [[0], [1], [0]," in done.stdout, done.stderr
     assert len(done.stdout) < 3000
+
+
+def test_a_script_is_made_where_the_contract_gives_no_result(findings: dict[str, Finding]) -> None:
+    assert "expected = {\n}" in render_script(findings["tie_order"], {}, None)
 
 
 def test_scripts_hold_nothing_that_they_do_not_use(scripts: dict[str, dict[str, Path]]) -> None:

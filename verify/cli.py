@@ -97,7 +97,7 @@ def fuzz(
     from .coordinator import run
     from .events import JsonLines
     from .history.errors import HistoryError
-    from .ledger import LedgerError, read
+    from .ledger import LedgerError, folders_of, read
     from .sinks import sinks
 
     chosen = tuple(subject or _default_subjects())
@@ -127,7 +127,7 @@ def fuzz(
             workers=workers,
             out=out,
             corpus=tuple(corpus_folder or ()),
-            known=listed.folders if listed is not None else (),
+            known=folders_of(listed),
             preset=preset,
             max_elements=max_elements,
             perturb=perturb,

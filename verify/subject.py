@@ -81,7 +81,7 @@ class Subject:
     unranked : str
         ``"score"``: as the contract says; ``"any"``: the library says nothing of the weight of an expert that nothing
         ranks, whose c is NaN or −inf or whose group is dropped, with `renormalize` of its row's weights, and nothing
-        of the order of those with NaN.
+        of the order of those with NaN: in a row that takes one, no tie is judged.
     refuses : bool
         It promises to raise on input outside its domain.
     path : callable, optional

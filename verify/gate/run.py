@@ -14,7 +14,7 @@ from moeproof.verify.config import Config
 from moeproof.verify.coordinator import Summary, tee
 from moeproof.verify.events import Event, Sink, environment
 from moeproof.verify.lanes.schema import Lane, Lanes
-from moeproof.verify.ledger import Ledger
+from moeproof.verify.ledger import Ledger, folders_of
 from moeproof.verify.subject import Subject, Unavailable
 
 from . import opcheck, speed
@@ -115,7 +115,7 @@ class Gate:
         self.summary = Summary()
         device = "cuda" if request.cuda else "cpu"
         self.outcome = Outcome(found, hit, request.seed or 0, device, partial=request.partial)
-        self._known = ledger.folders if ledger is not None else ()
+        self._known = folders_of(ledger)
         self._sink = tee(self.summary, sinks, ledger)
         self._tell = tell
         self._stages = itertools.count()

@@ -91,17 +91,17 @@ class Ledger:
     path: Path
     entries: Mapping[str, Entry]
 
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """Folders of the findings that are listed."""
-        return tuple(entry.folder for entry in self.entries.values())
-
     def known(self, finding: Mapping[str, Any]) -> str:
         """Return why a finding, in the form of `Finding.summary`, is known; an empty string if it is not listed."""
         entry = self.entries.get(finding["identity"])
         if entry is None or not entry.covers(finding["identity"], finding["subject"], finding["version"]):
             return ""
         return entry.upstream or entry.reason
+
+
+def folders_of(ledger: Ledger | None) -> tuple[Path, ...]:
+    """Return the folders of the findings that a ledger lists; none without a ledger."""
+    return () if ledger is None else tuple(entry.folder for entry in ledger.entries.values())
 
 
 def parse_version(text: str) -> Version | None:

@@ -20,7 +20,7 @@ from moeproof.verify.coordinator import Summary
 from moeproof.verify.events import Event, JsonLines, Sink, environment
 from moeproof.verify.lanes.reader import LanesError
 from moeproof.verify.lanes.schema import Lane, Lanes
-from moeproof.verify.ledger import Ledger
+from moeproof.verify.ledger import Ledger, folders_of
 
 from .layout import ITEMS_VARIABLE, OUT_VARIABLE, REDIS_VARIABLE, run_folder, state_file, worker_events
 from .plan import make_units, replay_seconds
@@ -118,7 +118,7 @@ class Night:
             self._keep = stack.pop_all()
         self.summary = Summary()
         self.failing: set[str] = set()
-        self._known = ledger.folders if ledger is not None else ()
+        self._known = folders_of(ledger)
         self._sinks: list[Sink] = [self.summary, self._notice]
         self._ticked = time.monotonic()
 

@@ -218,7 +218,7 @@ def _wrong_ids(
         only_ties[where] = admissible(rows.take(where), some_kept, picks[where], params, ties=False)
     takes_nan = rows.c.gather(1, picks).isnan().any(1)
     rest = wrong & ~only_ties
-    if rules.unranked == "any":
+    if rules.unranked == "any":  # of a row that takes a NaN, no tie is judged
         only_ties &= ~takes_nan
     return {"tie_order": only_ties, "nan_policy": rest & takes_nan, "selection": rest & ~takes_nan}
 
